@@ -1,0 +1,9 @@
+//! The core of turnstream: pure Rust, no I/O, no Python.
+//!
+//! Data flows one way, and each layer knows the vocabulary and the layer before it:
+//! [`frame`] (bytes to frames), [`provider`] (frames to events), [`session`] (the log and the turn's life),
+//! [`reader`] (cursors, merging, wake-ups), [`encode`] (events to what one kind of client reads).
+
+pub mod event;
+pub mod frame;
+pub mod provider;

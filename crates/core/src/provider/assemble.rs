@@ -1,0 +1,596 @@
+//! What every provider's state machine builds on: messages, tool calls, usage and the end, put together piece by piece.
+//!
+//! Owns the order of events inside one model call and their closing. Knows no wire format.
+//! Invariants: 1. nothing is emitted for a message before its `message_start`, for a call before its
+//! `tool_call_start`; 2. a name that never came means no call, and a warning; 3. `finish` leaves nothing open;
+//! 4. an error beats a finish, whichever came first.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use crate::event::{
+    AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
+    ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, Text, TextDelta, ToolCall, ToolCallDelta, ToolCallStart,
+    ToolOutputDelta, ToolResult, Usage, Warning,
+};
+
+/// Token counts in our words: totals include their cached and reasoning parts. `None` = not said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UsageCounts {
+    /// All input tokens, cached ones included.
+    pub input: Option<u64>,
+    /// All output tokens, reasoning included.
+    pub output: Option<u64>,
+    /// The provider's own total; input + output where it says none.
+    pub total: Option<u64>,
+    /// Input read from a cache.
+    pub cache_read: Option<u64>,
+    /// Input written to a cache.
+    pub cache_write: Option<u64>,
+    /// Output spent on reasoning.
+    pub reasoning: Option<u64>,
+    /// Input that was audio.
+    pub audio_input: Option<u64>,
+    /// Output that was audio.
+    pub audio_output: Option<u64>,
+}
+
+impl UsageCounts {
+    /// Last value wins, field by field.
+    fn merge(&mut self, newer: Self) {
+        for (mine, newer) in [
+            (&mut self.input, newer.input),
+            (&mut self.output, newer.output),
+            (&mut self.total, newer.total),
+            (&mut self.cache_read, newer.cache_read),
+            (&mut self.cache_write, newer.cache_write),
+            (&mut self.reasoning, newer.reasoning),
+            (&mut self.audio_input, newer.audio_input),
+            (&mut self.audio_output, newer.audio_output),
+        ] {
+            *mine = newer.or(*mine);
+        }
+    }
+}
+
+/// A message under way. `key` is what the provider's format tells messages apart by: a choice or an item index.
+struct Message {
+    key: u64,
+    id: Id,
+    choice: Option<u64>,
+    model: Option<Text>,
+    text: String,
+    reasoning: String,
+    reasoning_part: Option<u64>,
+    refusal: Option<String>,
+    calls: Vec<CallRef>,
+    finish: Option<(FinishReason, Text)>,
+    streamed: bool,
+    closed: bool,
+}
+
+/// A tool call under way.
+struct Call {
+    key: u64,
+    message: u64,
+    /// Blank until the provider gives one; minted at the start event where it never does.
+    id: Id,
+    name: String,
+    kind: Kind,
+    arguments: String,
+    /// How much of `arguments` has gone out as deltas.
+    sent: usize,
+    started: bool,
+    closed: bool,
+}
+
+/// Puts events together. Made by the driver, handed to a provider with each frame.
+pub struct Assembler {
+    out: Vec<Payload>,
+    id_prefix: Box<str>,
+    minted: u64,
+    provider: &'static str,
+    model: Option<Text>,
+    round_open: bool,
+    rounds_seen: bool,
+    messages: Vec<Message>,
+    calls: Vec<Call>,
+    /// The first call of `calls` that may still be open: keeps 10,000 calls linear.
+    usage: UsageCounts,
+    usage_raw: Option<serde_json::Map<String, serde_json::Value>>,
+    error: bool,
+    ended: bool,
+}
+
+impl Assembler {
+    /// `id_prefix` makes minted ids unique where several streams meet in one log.
+    pub fn new(provider: &'static str, id_prefix: &str) -> Self {
+        Self {
+            out: Vec::new(),
+            id_prefix: id_prefix.into(),
+            minted: 0,
+            provider,
+            model: None,
+            round_open: false,
+            rounds_seen: false,
+            messages: Vec::new(),
+            calls: Vec::new(),
+            usage: UsageCounts::default(),
+            usage_raw: None,
+            error: false,
+            ended: false,
+        }
+    }
+
+    /// Takes what has been put together since the last call.
+    pub fn drain(&mut self) -> std::vec::Drain<'_, Payload> {
+        self.out.drain(..)
+    }
+
+    /// How many events wait to be drained.
+    pub fn pending(&self) -> usize {
+        self.out.len()
+    }
+
+    fn mint(&mut self, kind: &str) -> Id {
+        self.minted += 1;
+        Arc::from(format!("{kind}-{}{}", self.id_prefix, self.minted))
+    }
+
+    // --- rounds ---------------------------------------------------------------------------------------------------
+
+    /// The model that answers. Said before the first content, it stands in `round_start` too.
+    pub fn model(&mut self, model: &str) {
+        if !model.is_empty() && self.model.as_deref() != Some(model) {
+            self.model = Some(model.into());
+        }
+    }
+
+    /// A model call begins. Called by [`Self::open`] and friends where the provider has no such event of its own;
+    /// a second call while one is open does nothing.
+    pub fn round_start(&mut self) {
+        if !self.round_open {
+            self.round_open = true;
+            self.rounds_seen = true;
+            self.out.push(RoundStart { model: self.model.clone(), provider: Some(self.provider.into()) }.into());
+        }
+    }
+
+    /// The model call has ended: closes its messages and calls, says its usage, ends the round.
+    pub fn round_end(&mut self) {
+        self.close_calls();
+        self.flush_usage();
+        let mut reason = None;
+        for index in 0..self.messages.len() {
+            reason = reason.or(self.messages[index].finish.as_ref().map(|finish| finish.0));
+            self.close_at(index);
+        }
+        self.messages.clear();
+        self.calls.clear();
+        if std::mem::take(&mut self.round_open) {
+            let finish_reason = if self.error { Some(FinishReason::Error) } else { reason };
+            self.out.push(RoundEnd { finish_reason }.into());
+        }
+    }
+
+    // --- messages -------------------------------------------------------------------------------------------------
+
+    /// Where the message `key` stands in `messages`, opened if it is new.
+    fn at(&mut self, key: u64) -> usize {
+        // The current message is almost always the last.
+        if let Some(index) = self.messages.iter().rposition(|message| message.key == key) {
+            return index;
+        }
+        self.open(key, "", None);
+        self.messages.len() - 1
+    }
+
+    /// Opens message `key` under the provider's `id` (minted when blank). Opening an open message does nothing.
+    pub fn open(&mut self, key: u64, id: &str, choice: Option<u64>) {
+        if self.messages.iter().any(|message| message.key == key) {
+            return;
+        }
+        self.round_start();
+        let id: Id = if id.is_empty() { self.mint("msg") } else { Arc::from(id) };
+        let model = self.model.clone();
+        self.out.push(MessageStart { message_id: id.clone(), role: "assistant".into(), model: model.clone(), choice }.into());
+        self.messages.push(Message {
+            key,
+            id,
+            choice,
+            model,
+            text: String::new(),
+            reasoning: String::new(),
+            reasoning_part: None,
+            refusal: None,
+            calls: Vec::new(),
+            finish: None,
+            streamed: false,
+            closed: false,
+        });
+    }
+
+    /// Whether message `key` has been opened.
+    pub fn is_open(&self, key: u64) -> bool {
+        self.messages.iter().any(|message| message.key == key)
+    }
+
+    /// The id under which message `key` goes out, if it is open.
+    pub fn message_id(&self, key: u64) -> Option<Id> {
+        self.messages.iter().rfind(|message| message.key == key).map(|message| message.id.clone())
+    }
+
+    /// The text of message `key` so far.
+    pub fn text_so_far(&self, key: u64) -> &str {
+        self.messages.iter().rfind(|message| message.key == key).map_or("", |message| &message.text)
+    }
+
+    /// A piece of text.
+    pub fn text(&mut self, key: u64, piece: &str) {
+        if piece.is_empty() {
+            return;
+        }
+        let index = self.at(key);
+        let message = &mut self.messages[index];
+        message.text.push_str(piece);
+        message.streamed = true;
+        self.out.push(TextDelta { message_id: message.id.clone(), text: piece.into() }.into());
+    }
+
+    /// The whole text, said at the end: its missing suffix goes out as a delta; where it contradicts what was shown,
+    /// the message is reset and said anew.
+    pub fn text_whole(&mut self, key: u64, whole: &str) {
+        let index = self.at(key);
+        let message = &mut self.messages[index];
+        if let Some(suffix) = whole.strip_prefix(message.text.as_str()) {
+            if !suffix.is_empty() {
+                message.text.push_str(suffix);
+                self.out.push(TextDelta { message_id: message.id.clone(), text: suffix.into() }.into());
+            }
+            return;
+        }
+        let message_id = message.id.clone();
+        message.text = whole.to_owned();
+        let reasoning = message.reasoning.clone();
+        self.out.push(MessageReset { message_id: message_id.clone(), reason: Some("contradicted".into()) }.into());
+        if !reasoning.is_empty() {
+            self.out.push(ReasoningDelta { message_id: message_id.clone(), text: reasoning.into(), part: None }.into());
+        }
+        if !whole.is_empty() {
+            self.out.push(TextDelta { message_id, text: whole.into() }.into());
+        }
+    }
+
+    /// A piece of reasoning. `part` tells separate parts apart; a blank line stands between two of them in the whole.
+    pub fn reasoning(&mut self, key: u64, part: Option<u64>, piece: &str) {
+        if piece.is_empty() {
+            return;
+        }
+        let index = self.at(key);
+        let message = &mut self.messages[index];
+        if message.reasoning_part != part && !message.reasoning.is_empty() && part.is_some() {
+            message.reasoning.push_str("\n\n");
+            self.out.push(ReasoningDelta { message_id: message.id.clone(), text: "\n\n".into(), part }.into());
+        }
+        message.reasoning_part = part;
+        message.reasoning.push_str(piece);
+        self.out.push(ReasoningDelta { message_id: message.id.clone(), text: piece.into(), part }.into());
+    }
+
+    /// The reasoning of message `key` so far.
+    pub fn reasoning_so_far(&self, key: u64) -> &str {
+        self.messages.iter().rfind(|message| message.key == key).map_or("", |message| &message.reasoning)
+    }
+
+    /// A piece of a refusal.
+    pub fn refusal(&mut self, key: u64, piece: &str) {
+        if piece.is_empty() {
+            return;
+        }
+        let index = self.at(key);
+        let message = &mut self.messages[index];
+        message.refusal.get_or_insert_default().push_str(piece);
+        self.out.push(RefusalDelta { message_id: message.id.clone(), text: piece.into() }.into());
+    }
+
+    /// Why the message ended, in our word and in the provider's. The last one said wins; nothing is emitted yet.
+    pub fn finish_reason(&mut self, key: u64, reason: FinishReason, raw: &str) {
+        self.ended = true;
+        let index = self.at(key);
+        self.messages[index].finish = Some((reason, raw.into()));
+    }
+
+    /// Closes message `key` now, where the provider says that it is done; the rest close with the round.
+    pub fn close_message(&mut self, key: u64) {
+        if let Some(index) = self.messages.iter().rposition(|message| message.key == key) {
+            self.close_at(index);
+        }
+    }
+
+    fn close_at(&mut self, index: usize) {
+        let error = self.error;
+        let message = &mut self.messages[index];
+        if std::mem::replace(&mut message.closed, true) {
+            return;
+        }
+        let (mut finish_reason, raw) = match &message.finish {
+            Some((reason, raw)) => (*reason, Some(raw.clone())),
+            None => (FinishReason::Unknown, None),
+        };
+        if error {
+            finish_reason = FinishReason::Error;
+        }
+        let whole = AssistantMessage {
+            message_id: message.id.clone(),
+            text: std::mem::take(&mut message.text).into(),
+            reasoning: std::mem::take(&mut message.reasoning).into(),
+            refusal: message.refusal.take().map(Text::from),
+            tool_calls: std::mem::take(&mut message.calls),
+            finish_reason,
+            finish_reason_raw: raw,
+            model: message.model.clone().or_else(|| self.model.clone()),
+            streamed: message.streamed,
+            origin: Origin::Provider,
+            choice: message.choice,
+        };
+        self.out.push(whole.into());
+    }
+
+    // --- tool calls -----------------------------------------------------------------------------------------------
+
+    fn call_at(&self, key: u64) -> Option<usize> {
+        self.calls.iter().rposition(|call| call.key == key && !call.closed)
+    }
+
+    /// A call under `key`, of message `message`. Id and name may come in any order and repeat; the start event goes out
+    /// with the first arguments or at the end, once the name is known. A blank id is minted then.
+    pub fn call(&mut self, key: u64, message: u64, id: &str, name: &str, kind: Kind) {
+        let index = self.call_at(key).unwrap_or_else(|| {
+            self.at(message);
+            self.calls.push(Call {
+                key,
+                message,
+                id: Arc::from(""),
+                name: String::new(),
+                kind,
+                arguments: String::new(),
+                sent: 0,
+                started: false,
+                closed: false,
+            });
+            self.calls.len() - 1
+        });
+        let call = &mut self.calls[index];
+        if call.id.is_empty() && !id.is_empty() {
+            call.id = Arc::from(id);
+        }
+        if call.name.is_empty() && !name.is_empty() {
+            name.clone_into(&mut call.name);
+        }
+        if !call.id.is_empty() {
+            self.start_call(index);
+        }
+    }
+
+    /// Whether a call is open under `key`.
+    pub fn call_is_open(&self, key: u64) -> bool {
+        self.call_at(key).is_some()
+    }
+
+    /// The id of the call open under `key`; blank until it is known or minted.
+    pub fn call_id(&self, key: u64) -> Option<Id> {
+        self.call_at(key).map(|index| self.calls[index].id.clone())
+    }
+
+    /// The raw arguments so far of the call open under `key`.
+    pub fn arguments_so_far(&self, key: u64) -> &str {
+        self.call_at(key).map_or("", |index| &self.calls[index].arguments)
+    }
+
+    fn start_call(&mut self, index: usize) {
+        if self.calls[index].started || self.calls[index].name.is_empty() {
+            return;
+        }
+        if self.calls[index].id.is_empty() {
+            self.calls[index].id = self.mint("call");
+        }
+        let message = self.at(self.calls[index].message);
+        let call = &mut self.calls[index];
+        call.started = true;
+        let reference = CallRef { call_id: call.id.clone(), name: call.name.as_str().into() };
+        let message = &mut self.messages[message];
+        let message_id = Some(message.id.clone());
+        self.out.push(ToolCallStart { call_id: call.id.clone(), name: reference.name.clone(), kind: call.kind, message_id }.into());
+        if call.kind == Kind::Client {
+            message.calls.push(reference);
+        }
+        self.flush_arguments(index);
+    }
+
+    fn flush_arguments(&mut self, index: usize) {
+        let call = &mut self.calls[index];
+        if call.started && call.sent < call.arguments.len() {
+            let text = call.arguments[call.sent..].into();
+            call.sent = call.arguments.len();
+            self.out.push(ToolCallDelta { call_id: call.id.clone(), text }.into());
+        }
+    }
+
+    /// A raw piece of the arguments of the call open under `key`; a piece for no call is a warning.
+    pub fn arguments(&mut self, key: u64, piece: &str) {
+        let Some(index) = self.call_at(key) else {
+            if !piece.is_empty() {
+                self.warning("stray_arguments", "arguments for a call that is not open");
+            }
+            return;
+        };
+        self.calls[index].arguments.push_str(piece);
+        self.start_call(index);
+        self.flush_arguments(index);
+    }
+
+    /// The whole arguments, said at the end: what is missing goes out as a delta; where they contradict the pieces, the
+    /// whole wins and the `tool_call` carries it.
+    pub fn arguments_whole(&mut self, key: u64, whole: &str) {
+        let Some(index) = self.call_at(key) else { return };
+        let call = &mut self.calls[index];
+        if whole.starts_with(call.arguments.as_str()) {
+            whole.clone_into(&mut call.arguments);
+            self.start_call(index);
+            self.flush_arguments(index);
+        } else if whole != call.arguments {
+            whole.clone_into(&mut call.arguments);
+            call.sent = whole.len();
+        }
+    }
+
+    /// The call open under `key` is whole: emits its `tool_call`.
+    pub fn call_end(&mut self, key: u64) {
+        if let Some(index) = self.call_at(key) {
+            self.close_call(index);
+        }
+    }
+
+    fn close_call(&mut self, index: usize) {
+        if self.calls[index].closed {
+            return;
+        }
+        self.start_call(index);
+        let call = &mut self.calls[index];
+        call.closed = true;
+        if !call.started {
+            let mut message = String::from("a tool call without a name was dropped");
+            if !call.id.is_empty() {
+                let _ = write!(message, " (id of {} bytes)", call.id.len());
+            }
+            self.warning("nameless_call", &message);
+            return;
+        }
+        let raw = std::mem::take(&mut call.arguments);
+        // No arguments at all is the way most providers call a tool that takes none.
+        let (arguments, arguments_error) = match Json::parse(if raw.trim().is_empty() { "{}" } else { &raw }) {
+            Ok(json) => (Some(json), None),
+            Err(error) => (None, Some(Text::from(error.to_string()))),
+        };
+        let message_id = self.messages.iter().rfind(|message| message.key == self.calls[index].message).map(|message| message.id.clone());
+        let call = &self.calls[index];
+        let whole = ToolCall {
+            call_id: call.id.clone(),
+            name: call.name.as_str().into(),
+            arguments,
+            arguments_raw: raw.into(),
+            arguments_error,
+            kind: call.kind,
+            message_id,
+        };
+        self.out.push(whole.into());
+    }
+
+    fn close_calls(&mut self) {
+        for index in 0..self.calls.len() {
+            self.close_call(index);
+        }
+    }
+
+    /// What a tool that the provider ran gave back.
+    pub fn tool_result(&mut self, call_id: &str, name: Option<&str>, output: Option<Json>, is_error: bool, status: &str) {
+        self.round_start();
+        let result = ToolResult { call_id: Arc::from(call_id), output, is_error, status: status.into(), name: name.map(Text::from) };
+        self.out.push(result.into());
+    }
+
+    /// A piece of what a running tool prints.
+    pub fn tool_output(&mut self, call_id: &Id, piece: &str) {
+        if !piece.is_empty() {
+            self.out.push(ToolOutputDelta { call_id: call_id.clone(), text: piece.into() }.into());
+        }
+    }
+
+    // --- everything else ------------------------------------------------------------------------------------------
+
+    /// What the call consumed, so far or in all: the last value wins per field, and one `usage` goes out with the
+    /// round's end. `raw` is the provider's object, merged field by field; its nulls never erase a value.
+    pub fn usage(&mut self, counts: UsageCounts, raw: &RawValue) {
+        self.usage.merge(counts);
+        if let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(raw.get()) {
+            let merged = self.usage_raw.get_or_insert_default();
+            for (key, value) in fields {
+                if !value.is_null() || !merged.contains_key(&key) {
+                    merged.insert(key, value);
+                }
+            }
+        }
+    }
+
+    fn flush_usage(&mut self) {
+        let counts = std::mem::take(&mut self.usage);
+        let Some(raw) = self.usage_raw.take() else { return };
+        let total = counts.total.or_else(|| Some(counts.input? + counts.output?));
+        let usage = Usage {
+            input_tokens: counts.input,
+            output_tokens: counts.output,
+            total_tokens: total,
+            cache_read_tokens: counts.cache_read,
+            cache_write_tokens: counts.cache_write,
+            reasoning_tokens: counts.reasoning,
+            audio_input_tokens: counts.audio_input,
+            audio_output_tokens: counts.audio_output,
+            raw: Some(Json::from_value(&serde_json::Value::Object(raw))),
+        };
+        self.out.push(usage.into());
+    }
+
+    /// The provider's own error, in the stream. `raw` is its object.
+    pub fn error(&mut self, code: &str, message: &str, retryable: bool, raw: Option<Json>) {
+        self.error = true;
+        self.ended = true;
+        self.out.push(Error { code: code.into(), message: message.into(), retryable, fatal: true, raw }.into());
+    }
+
+    /// Something was not as it should be, and the stream goes on.
+    pub fn warning(&mut self, code: &str, message: &str) {
+        self.out.push(Warning { code: code.into(), message: message.into(), raw: None }.into());
+    }
+
+    /// What the vocabulary has no word for.
+    pub fn provider_event(&mut self, name: &str, data: Option<Json>) {
+        self.out.push(ProviderEvent { name: name.into(), data }.into());
+    }
+
+    /// A source the answer refers to.
+    pub fn citation(&mut self, citation: Citation) {
+        self.out.push(citation.into());
+    }
+
+    /// A file the model made.
+    pub fn file(&mut self, file: File) {
+        self.out.push(file.into());
+    }
+
+    /// The provider has said that the stream is over (`[DONE]`, `message_stop`): its end is not a truncation.
+    pub fn mark_ended(&mut self) {
+        self.ended = true;
+    }
+
+    /// Whether an end, a finish reason or an error has been said.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether an error has been said.
+    pub fn has_error(&self) -> bool {
+        self.error
+    }
+
+    /// The bytes have ended: says so when they ended too early, and closes what is open.
+    pub fn finish(&mut self) {
+        if !self.ended && self.rounds_seen {
+            let message = "the stream ended before the provider said that it was done";
+            self.error = true;
+            self.out.push(Error { code: "stream_truncated".into(), message: message.into(), retryable: true, fatal: false, raw: None }.into());
+        }
+        self.round_end();
+    }
+}

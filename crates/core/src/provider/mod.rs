@@ -1,0 +1,67 @@
+//! Frames to events: one file per wire format, each a state machine behind [`Provider`].
+//!
+//! Owns what the providers' own words mean. Knows nothing of sessions, readers or clients; nobody else knows a
+//! provider's name. Invariants: 1. any split of the bytes gives equal events; 2. every message that opens is closed by
+//! one `assistant_message`, every call by one `tool_call`, every round by one `round_end`, on errors and truncation
+//! too; 3. the deltas' text is a prefix of the message's, unless a `message_reset` stands between; 4. what the
+//! vocabulary has no word for passes as `provider_event`; 5. memory is a small multiple of the input.
+
+mod assemble;
+
+use crate::frame::{Frame, FrameError};
+
+pub use assemble::{Assembler, UsageCounts};
+
+/// One wire format's state machine. Frames in, calls on the [`Assembler`] out.
+pub trait Provider: Send {
+    /// Takes one frame.
+    ///
+    /// # Errors
+    /// The frame is not what the format says. The driver makes it a `warning` (lenient) or raises it (strict); the
+    /// state machine must be able to go on with the next frame.
+    fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed>;
+
+    /// The bytes have ended: says what only the end can tell. The driver then closes everything that is still open.
+    fn finish(&mut self, out: &mut Assembler);
+}
+
+/// What is wrong with one frame: lower case, what was seen, never the payload's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed(pub String);
+
+impl<E: std::error::Error> From<E> for Malformed {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Why a stream cannot be normalised.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// No such provider.
+    #[error("unknown provider {name:?}; known: {known}")]
+    UnknownProvider {
+        /// What was asked for.
+        name: String,
+        /// All there are.
+        known: String,
+    },
+    /// The bytes are not frames.
+    #[error("{provider}: {error}")]
+    Frame {
+        /// The provider.
+        provider: &'static str,
+        /// What was seen, and where.
+        error: FrameError,
+    },
+    /// A frame is not what the provider's format says, and the reader is strict.
+    #[error("{provider}: frame at byte {offset}: {message}")]
+    Malformed {
+        /// The provider.
+        provider: &'static str,
+        /// Where the frame begins.
+        offset: u64,
+        /// What was seen.
+        message: String,
+    },
+}
