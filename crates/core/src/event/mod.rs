@@ -282,7 +282,8 @@ impl Event {
         let kind = find("type").ok_or(header("type", "a string"))?;
         let kind = Text::read(kind).map_err(|expected| header("type", expected))?;
         let small = |name| number(name).and_then(|n| u32::try_from(n).map_err(|_| header(name, "a number below 2^32")));
-        let context = Context { session: shared("session")?, turn: small("turn")?, round: small("round")?, backend: shared("backend")? };
+        let context =
+            Context { session: shared("session")?, turn: small("turn")?, round: small("round")?, backend: shared("backend")? };
         let (payload, extra) = Payload::from_members(&kind, &members)?;
         Ok(Self { seq: number("seq")?, time: number("time")?, context: Arc::new(context), payload, extra: extra.map(Box::new) })
     }
@@ -334,11 +335,19 @@ mod tests {
         for kind in TYPES {
             let object = match *kind {
                 "custom" | "provider_event" => r#"{"name":"x","data":{"a":[1,null]},"more":1}"#,
-                "assistant_message" => r#"{"message_id":"m","tool_calls":[{"call_id":"c","name":"n"}],"finish_reason":"stop","x":"y"}"#,
+                "assistant_message" => {
+                    r#"{"message_id":"m","tool_calls":[{"call_id":"c","name":"n"}],"finish_reason":"stop","x":"y"}"#
+                }
                 _ => r#"{"more":{"k":"v"}}"#,
             };
             let (payload, extra) = Payload::from_json(kind, object).unwrap();
-            let event = Event { seq: 7, time: 9, context: Arc::new(Context { session: Some("s".into()), turn: 1, round: 2, backend: Some("api".into()) }), payload, extra: extra.map(Box::new) };
+            let event = Event {
+                seq: 7,
+                time: 9,
+                context: Arc::new(Context { session: Some("s".into()), turn: 1, round: 2, backend: Some("api".into()) }),
+                payload,
+                extra: extra.map(Box::new),
+            };
             let mut again = Event::from_json(&event.to_json()).unwrap();
             if event.payload.class() == Class::Control {
                 again.seq = event.seq;

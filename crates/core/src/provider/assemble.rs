@@ -402,7 +402,8 @@ impl Assembler {
         let reference = CallRef { call_id: call.id.clone(), name: call.name.as_str().into() };
         let message = &mut self.messages[message];
         let message_id = Some(message.id.clone());
-        self.out.push(ToolCallStart { call_id: call.id.clone(), name: reference.name.clone(), kind: call.kind, message_id }.into());
+        self.out
+            .push(ToolCallStart { call_id: call.id.clone(), name: reference.name.clone(), kind: call.kind, message_id }.into());
         if call.kind == Kind::Client {
             message.calls.push(reference);
         }
@@ -474,7 +475,8 @@ impl Assembler {
             Ok(json) => (Some(json), None),
             Err(error) => (None, Some(Text::from(error.to_string()))),
         };
-        let message_id = self.messages.iter().rfind(|message| message.key == self.calls[index].message).map(|message| message.id.clone());
+        let message_id =
+            self.messages.iter().rfind(|message| message.key == self.calls[index].message).map(|message| message.id.clone());
         let call = &self.calls[index];
         let whole = ToolCall {
             call_id: call.id.clone(),
@@ -497,7 +499,8 @@ impl Assembler {
     /// What a tool that the provider ran gave back.
     pub fn tool_result(&mut self, call_id: &str, name: Option<&str>, output: Option<Json>, is_error: bool, status: &str) {
         self.round_start();
-        let result = ToolResult { call_id: Arc::from(call_id), output, is_error, status: status.into(), name: name.map(Text::from) };
+        let result =
+            ToolResult { call_id: Arc::from(call_id), output, is_error, status: status.into(), name: name.map(Text::from) };
         self.out.push(result.into());
     }
 
@@ -589,7 +592,10 @@ impl Assembler {
         if !self.ended && self.rounds_seen {
             let message = "the stream ended before the provider said that it was done";
             self.error = true;
-            self.out.push(Error { code: "stream_truncated".into(), message: message.into(), retryable: true, fatal: false, raw: None }.into());
+            self.out.push(
+                Error { code: "stream_truncated".into(), message: message.into(), retryable: true, fatal: false, raw: None }
+                    .into(),
+            );
         }
         self.round_end();
     }
