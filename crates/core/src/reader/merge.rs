@@ -1,0 +1,41 @@
+//! Merging: neighbouring deltas of one kind, id, turn and round become one, with the last one's seq and time.
+
+use super::Item;
+use crate::event::{Event, Payload};
+
+/// Puts `event` into the last item of `out[from..]` if the two are deltas that may merge; else leaves `out` alone.
+pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
+    let Some(last) = out[from..].last_mut() else { return false };
+    if !mergeable(last.event(), event) {
+        return false;
+    }
+    if let Item::Logged(entry) = last {
+        *last = Item::Made(entry.event.clone());
+    }
+    let Item::Made(merged) = last else { return false };
+    match (&mut merged.payload, &event.payload) {
+        (Payload::TextDelta(whole), Payload::TextDelta(piece)) => whole.text.push_str(&piece.text),
+        (Payload::ReasoningDelta(whole), Payload::ReasoningDelta(piece)) => whole.text.push_str(&piece.text),
+        (Payload::RefusalDelta(whole), Payload::RefusalDelta(piece)) => whole.text.push_str(&piece.text),
+        (Payload::ToolCallDelta(whole), Payload::ToolCallDelta(piece)) => whole.text.push_str(&piece.text),
+        (Payload::ToolOutputDelta(whole), Payload::ToolOutputDelta(piece)) => whole.text.push_str(&piece.text),
+        _ => return false,
+    }
+    (merged.seq, merged.time) = (event.seq, event.time);
+    true
+}
+
+fn mergeable(a: &Event, b: &Event) -> bool {
+    // Deltas with a user's own fields stay apart: nobody knows how those add up.
+    if a.seq + 1 != b.seq || a.context.turn != b.context.turn || a.context.round != b.context.round || a.extra.is_some() || b.extra.is_some() {
+        return false;
+    }
+    match (&a.payload, &b.payload) {
+        (Payload::TextDelta(a), Payload::TextDelta(b)) => a.message_id == b.message_id,
+        (Payload::ReasoningDelta(a), Payload::ReasoningDelta(b)) => a.message_id == b.message_id && a.part == b.part,
+        (Payload::RefusalDelta(a), Payload::RefusalDelta(b)) => a.message_id == b.message_id,
+        (Payload::ToolCallDelta(a), Payload::ToolCallDelta(b)) => a.call_id == b.call_id,
+        (Payload::ToolOutputDelta(a), Payload::ToolOutputDelta(b)) => a.call_id == b.call_id,
+        _ => false,
+    }
+}

@@ -1,0 +1,338 @@
+//! Cursors into a session's log, each at its own pace.
+//!
+//! Owns where a reader stands, how its cursor was taken, what is merged for it and when it ends. Knows no wire format.
+//! Invariants: 1. every boundary event after the cursor is handed out once, in order; 2. what is missing is announced by
+//! a `gap`, and by a `snapshot` where history has left the log; 3. a reader costs a cursor: it holds no event between
+//! two polls; 4. a reader that follows a turn ends right after its completion, one that follows the session after
+//! `session_end`.
+
+mod cursor;
+mod merge;
+
+use std::sync::Arc;
+use std::task::Waker;
+
+pub use cursor::{Cursor, CursorError};
+pub use merge::merge;
+
+use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};
+use crate::session::{Entry, Session, SessionError, now_ms};
+
+use crate::session::Pace;
+
+/// Until when a reader goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// Until the completion of the running turn, or of the last one, or of the first to come.
+    Turn,
+    /// Until the session ends.
+    Session,
+    /// Until what was there when it opened has been read.
+    None,
+}
+
+/// How a cursor was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// No cursor was given: from the beginning.
+    Live,
+    /// Goes on right after the cursor.
+    Resumed,
+    /// The cursor is the newest event: goes on with what comes.
+    CaughtUp,
+    /// Events after the cursor have left the log: a snapshot, then all that is there.
+    Trimmed,
+    /// The cursor is of another life of the log: a snapshot where history is missing, then all that is there.
+    OtherEpoch,
+    /// The cursor is beyond the newest event: a snapshot, then what comes.
+    Ahead,
+    /// Nothing comes any more.
+    Finished,
+}
+
+impl Status {
+    /// The word in `stream_open`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Resumed => "resumed",
+            Self::CaughtUp => "caught_up",
+            Self::Trimmed => "trimmed",
+            Self::OtherEpoch => "other_epoch",
+            Self::Ahead => "ahead",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+/// How a reader reads.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// Where to go on; none: from the beginning.
+    pub after: Option<Cursor>,
+    /// Until when.
+    pub follow: Follow,
+    /// Whether neighbouring deltas that are ready together come as one, with the last one's seq.
+    pub merge: bool,
+    /// The producer waits while this reader lags by so many events; 0: it never does.
+    pub pace_window: u64,
+    /// Refuse a cursor whose tail has left the log, instead of a snapshot.
+    pub fail_on_trim: bool,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self { after: None, follow: Follow::Turn, merge: false, pace_window: 0, fail_on_trim: false }
+    }
+}
+
+/// Why a reader could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The events after the cursor have left the log, and the reader asked to be refused.
+    #[error("session {session}: events after {after} have left the log; the earliest is {earliest}")]
+    Expired {
+        /// The session.
+        session: Arc<str>,
+        /// The cursor's seq.
+        after: u64,
+        /// The oldest seq that is there.
+        earliest: u64,
+    },
+    /// The session refuses.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// What a reader hands out.
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// An event as it stands in the log.
+    Logged(Arc<Entry>),
+    /// Merged deltas (with a seq), or a control frame (seq 0).
+    Made(Event),
+}
+
+impl Item {
+    /// The event.
+    pub fn event(&self) -> &Event {
+        match self {
+            Self::Logged(entry) => &entry.event,
+            Self::Made(event) => event,
+        }
+    }
+
+    /// The event as a shared entry.
+    pub fn into_entry(self) -> Arc<Entry> {
+        match self {
+            Self::Logged(entry) => entry,
+            Self::Made(event) => Arc::new(Entry { event, frame: std::sync::OnceLock::new() }),
+        }
+    }
+}
+
+/// What a poll found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Poll {
+    /// Items were handed out.
+    Ready,
+    /// Nothing is there now: park.
+    Pending,
+    /// Nothing comes any more.
+    End,
+}
+
+/// A cursor into one session's log. One task or thread at a time.
+#[derive(Debug)]
+pub struct Reader {
+    session: Arc<Session>,
+    seq: u64,
+    follow: Follow,
+    /// The turn whose completion ends a [`Follow::Turn`] reader.
+    target: u32,
+    /// Where a [`Follow::None`] reader stops.
+    stop: u64,
+    merge: bool,
+    status: Status,
+    snapshot: Option<(u64, Json)>,
+    pace: Option<Arc<Pace>>,
+    ticket: u64,
+    ended: bool,
+    page: Vec<Arc<Entry>>,
+}
+
+impl Reader {
+    /// Opens a reader; costs a cursor.
+    pub fn open(session: &Arc<Session>, options: &ReadOptions) -> Result<Self, ReadError> {
+        let page = session.position();
+        let (mut seq, mut status) = match &options.after {
+            None => (0, Status::Live),
+            Some(cursor) if cursor.epoch().is_some_and(|epoch| *epoch != **session.epoch()) => (0, Status::OtherEpoch),
+            Some(cursor) if cursor.seq() > page.head => (page.head, Status::Ahead),
+            Some(cursor) if cursor.seq() == page.head => (page.head, Status::CaughtUp),
+            Some(cursor) => (cursor.seq(), Status::Resumed),
+        };
+        let mut snapshot = None;
+        if status == Status::Ahead {
+            snapshot = Some(session.head_snapshot());
+        } else if seq < page.trimmed {
+            if options.fail_on_trim {
+                let earliest = page.trimmed + 1;
+                return Err(ReadError::Expired { session: session.id().clone(), after: seq, earliest });
+            }
+            if status != Status::OtherEpoch {
+                status = Status::Trimmed;
+            }
+            snapshot = Some(session.base_snapshot());
+        }
+        if let Some((at, _)) = &snapshot {
+            seq = *at;
+        }
+        let target = if page.running {
+            page.turn
+        } else if page.last_turn > 0 {
+            page.last_turn
+        } else {
+            1
+        };
+        let over = match options.follow {
+            Follow::Turn => !page.running && page.last_end > 0 && seq >= page.last_end,
+            Follow::Session => false,
+            Follow::None => seq >= page.head,
+        };
+        let over = over || (page.closed && seq >= page.head);
+        if over && matches!(status, Status::CaughtUp | Status::Resumed) {
+            status = Status::Finished;
+        }
+        session.count_reader(true);
+        let pace = (options.pace_window > 0).then(|| Arc::new(Pace { seq: seq.into(), window: options.pace_window }));
+        if let Some(pace) = &pace {
+            session.join_pace(pace.clone());
+        }
+        Ok(Self {
+            session: session.clone(),
+            seq,
+            follow: options.follow,
+            target,
+            stop: page.head,
+            merge: options.merge,
+            status,
+            snapshot,
+            pace,
+            ticket: 0,
+            ended: false,
+            page: Vec::new(),
+        })
+    }
+
+    /// How the cursor was taken.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Where a new reader would go on.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::new(self.session.epoch(), self.seq)
+    }
+
+    /// Appends up to about `max` items to `out`. Asking again says that the items of the last poll have been consumed.
+    pub fn poll(&mut self, max: usize, out: &mut Vec<Item>) -> Poll {
+        if let Some(pace) = &self.pace {
+            self.session.advance(pace, self.seq);
+        }
+        if self.ended {
+            return Poll::End;
+        }
+        let before = out.len();
+        if let Some((head, state)) = self.snapshot.take() {
+            out.push(self.control(Snapshot { head, state: Some(state) }));
+        }
+        let mut entries = std::mem::take(&mut self.page);
+        let mut position = self.session.page(self.seq, max, &mut entries);
+        if position.trimmed > self.seq {
+            // Fell behind the log's front: what was there is told by its fold.
+            entries.clear();
+            let (at, state) = self.session.base_snapshot();
+            out.push(self.control(Gap { from: self.seq + 1, to: at, reason: "trimmed".into() }));
+            out.push(self.control(Snapshot { head: at, state: Some(state) }));
+            self.seq = at;
+            position = self.session.page(self.seq, max, &mut entries);
+        }
+        let found = !entries.is_empty();
+        for entry in entries.drain(..) {
+            let seq = entry.event.seq;
+            if self.follow == Follow::None && seq > self.stop {
+                self.ended = true;
+                break;
+            }
+            if seq != self.seq + 1 {
+                // Deltas that their final event covers have left from the middle.
+                out.push(self.control(Gap { from: self.seq + 1, to: seq - 1, reason: "evicted".into() }));
+            }
+            self.seq = seq;
+            self.ended = match &entry.event.payload {
+                Payload::Completion(_) => self.follow == Follow::Turn && entry.event.context.turn >= self.target,
+                Payload::SessionEnd(_) => true,
+                _ => false,
+            };
+            if !(self.merge && merge(out, before, &entry.event)) {
+                out.push(Item::Logged(entry));
+            }
+            if self.ended {
+                break;
+            }
+        }
+        entries.clear();
+        self.page = entries;
+        self.page.shrink_to(64); // a cursor, not a buffer: 512 bytes at most stay
+        if out.len() > before {
+            return Poll::Ready;
+        }
+        let over = match self.follow {
+            Follow::Turn => !position.running && position.last_turn >= self.target && self.seq >= position.last_end,
+            Follow::Session => false,
+            Follow::None => self.seq >= self.stop,
+        };
+        if !found && (over || self.ended || (position.closed && self.seq >= position.head)) {
+            self.ended = true;
+            return Poll::End;
+        }
+        if self.ended { Poll::End } else { Poll::Pending }
+    }
+
+    /// After [`Poll::Pending`]: has `waker` called when there is more. False: there already is, poll again.
+    pub fn park(&mut self, waker: &Waker) -> bool {
+        !self.ended && self.session.park(self.seq, waker, &mut self.ticket)
+    }
+
+    /// Takes [`Self::park`] back.
+    pub fn unpark(&mut self, waker: &Waker) {
+        self.session.unpark(waker, &mut self.ticket);
+    }
+
+    /// Ends the reader: every later poll says [`Poll::End`].
+    pub fn close(&mut self) {
+        self.ended = true;
+        self.snapshot = None;
+        if let Some(pace) = self.pace.take() {
+            self.session.leave_pace(&pace);
+        }
+    }
+
+    fn control(&self, payload: impl Into<Payload>) -> Item {
+        let context = Context { session: Some(self.session.id().clone()), ..Context::default() };
+        Item::Made(Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: payload.into(), extra: None })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.close();
+        self.session.count_reader(false);
+    }
+}

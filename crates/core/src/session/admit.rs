@@ -1,0 +1,385 @@
+//! What may enter the log, and in which form: dedupe, repair and refusal, one event at a time, under the session's lock.
+//!
+//! The rules, in the order of the match below: deltas open what they belong to and are ignored, counted, once it is
+//! done; a whole message says its missing suffix as a delta first, or withdraws what was shown where it contradicts;
+//! second copies by id add only what is new; what only the session may say (turn life, control frames) is refused.
+
+use std::sync::Arc;
+
+use super::{Inner, SessionError};
+use crate::event::{
+    AssistantMessage, Class, Context, Event, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload, PayloadError, ReasoningDelta, Text,
+    TextDelta, ToolCall, ToolCallStart, ToolResult,
+};
+
+impl Inner {
+    /// Which turn an emit means, or why there is none.
+    pub(super) fn enter(&mut self, session: &Arc<str>, turn: Option<u32>) -> Result<u32, SessionError> {
+        let checked = if self.closed {
+            Err(SessionError::Closed(session.clone()))
+        } else {
+            match turn {
+                None => Ok(if self.state.running { self.state.turn } else { 0 }),
+                Some(0) => Ok(0),
+                Some(turn) if turn == self.state.turn && self.state.running => Ok(turn),
+                Some(turn) if turn <= self.state.turn => Err(SessionError::TurnEnded { session: session.clone(), turn }),
+                Some(turn) => Err(SessionError::NoTurn { session: session.clone(), turn }),
+            }
+        };
+        self.statistics.refused += u64::from(checked.is_err());
+        checked
+    }
+
+    /// Appends as it is.
+    pub(super) fn push(&mut self, payload: Payload, extra: Option<Json>, turn: u32) -> u64 {
+        let round = match &payload {
+            Payload::RoundStart(_) => self.state.round + 1,
+            _ if turn == self.state.turn => self.state.round,
+            _ => 0,
+        };
+        if self.context.turn != turn || self.context.round != round {
+            let backend = if turn == 0 { None } else { self.context.backend.clone() };
+            self.context = Arc::new(Context { session: self.context.session.clone(), turn, round, backend });
+        }
+        let seq = self.log.head + 1;
+        let event = Event { seq, time: self.now, context: self.context.clone(), payload, extra: extra.map(Box::new) };
+        self.state.apply(&event);
+        match &event.payload {
+            Payload::AssistantMessage(whole) => {
+                let deltas = self.state.message(&whole.message_id).map_or(0, |at| self.state.messages[at].deltas);
+                self.log.spend(deltas);
+            }
+            Payload::ToolCall(whole) => {
+                let deltas = self.state.call(turn, round, &whole.call_id).map_or(0, |at| self.state.calls[at].deltas);
+                self.log.spend(deltas);
+            }
+            Payload::ToolResult(result) => {
+                let deltas = self.state.call(turn, round, &result.call_id).map_or(0, |at| self.state.calls[at].output_deltas);
+                self.log.spend(deltas);
+            }
+            _ => {}
+        }
+        self.log.append(event);
+        seq
+    }
+
+    /// Sets the backend that the events from now on name.
+    pub(super) fn set_backend(&mut self, backend: Option<Arc<str>>) {
+        self.context = Arc::new(Context { session: self.context.session.clone(), turn: 0, round: 0, backend });
+    }
+
+    /// A copy of what the log already has.
+    fn duplicate(&mut self) -> u64 {
+        self.statistics.duplicates += 1;
+        self.log.head
+    }
+
+    /// A delta after its end.
+    fn late(&mut self) -> u64 {
+        self.statistics.late += 1;
+        self.log.head
+    }
+
+    fn mint(&mut self, kind: &str, turn: u32) -> Id {
+        self.minted += 1;
+        Arc::from(format!("{kind}-{turn}-{}", self.minted))
+    }
+
+    /// Appends one event of `turn`, with what must come before it. Returns its seq.
+    pub(super) fn admit(&mut self, session: &Arc<str>, turn: u32, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
+        let refuse = |inner: &mut Self, error: SessionError| {
+            inner.statistics.refused += 1;
+            Err(error)
+        };
+        if payload.class() == Class::Control {
+            let kind = payload.kind();
+            return refuse(self, PayloadError::Control(kind).into());
+        }
+        Ok(match payload {
+            Payload::TextDelta(mut delta) => match self.open_message(turn, &mut delta.message_id) {
+                Some(_) if delta.text.is_empty() => self.log.head,
+                Some(_) => self.push(delta.into(), extra, turn),
+                None => self.late(),
+            },
+            Payload::ReasoningDelta(mut delta) => match self.open_message(turn, &mut delta.message_id) {
+                Some(_) if delta.text.is_empty() => self.log.head,
+                Some(_) => self.push(delta.into(), extra, turn),
+                None => self.late(),
+            },
+            Payload::RefusalDelta(mut delta) => match self.open_message(turn, &mut delta.message_id) {
+                Some(_) if delta.text.is_empty() => self.log.head,
+                Some(_) => self.push(delta.into(), extra, turn),
+                None => self.late(),
+            },
+            Payload::ToolCallDelta(mut delta) => {
+                let at = self.open_call(turn, &mut delta.call_id);
+                if self.state.calls[at].done { self.late() } else { self.push(delta.into(), extra, turn) }
+            }
+            Payload::ToolOutputDelta(mut delta) => {
+                let at = self.open_call(turn, &mut delta.call_id);
+                if self.state.calls[at].status.is_some() { self.late() } else { self.push(delta.into(), extra, turn) }
+            }
+            Payload::MessageStart(mut start) => {
+                if start.message_id.is_empty() {
+                    start.message_id = self.mint("msg", turn);
+                }
+                if start.role.is_empty() {
+                    start.role = "assistant".into();
+                }
+                if self.state.message(&start.message_id).is_some() { self.duplicate() } else { self.push(Payload::MessageStart(start), extra, turn) }
+            }
+            Payload::MessageReset(mut reset) => match self.open_message(turn, &mut reset.message_id) {
+                Some(_) => self.push(Payload::MessageReset(reset), extra, turn),
+                None => self.late(),
+            },
+            Payload::AssistantMessage(whole) => self.admit_message(turn, *whole, extra),
+            Payload::ToolCallStart(mut start) => {
+                if start.call_id.is_empty() {
+                    start.call_id = self.mint("call", turn);
+                }
+                if self.same_round_call(turn, &start.call_id).is_some() { self.duplicate() } else { self.push(Payload::ToolCallStart(start), extra, turn) }
+            }
+            Payload::ToolCall(whole) => self.admit_call(turn, *whole, extra),
+            Payload::ToolResult(result) => self.admit_result(turn, *result, extra),
+            Payload::RoundStart(_) if self.state.round_open => self.duplicate(),
+            Payload::RoundEnd(_) if !self.state.round_open => self.duplicate(),
+            Payload::StageEnd(mut end) => {
+                if end.status.is_empty() {
+                    end.status = "completed".into();
+                }
+                self.push(Payload::StageEnd(end), extra, turn)
+            }
+            // The session itself says these, through `start_turn`, `end_turn` and `close`.
+            Payload::TurnStart(_) | Payload::SessionEnd(_) => {
+                let (kind, expected) = (payload.kind(), "a call of the session's, not an emit");
+                return refuse(self, PayloadError::Field { kind, field: "type", expected }.into());
+            }
+            Payload::Completion(_) if turn == 0 => {
+                return refuse(self, SessionError::NoTurn { session: session.clone(), turn });
+            }
+            Payload::Completion(completion) => {
+                let error = completion.error.clone();
+                let (status, reason) = (completion.status, completion.reason.clone());
+                let fallback = Some(completion.text.clone()).filter(|text| !text.is_empty());
+                self.finish_turn(turn, super::Ending { status: Some(status), reason, error, fallback })
+            }
+            other => self.push(other, extra, turn),
+        })
+    }
+
+    /// Finds or opens the message a delta belongs to and fills in its id; none when that message is done.
+    fn open_message(&mut self, turn: u32, id: &mut Id) -> Option<usize> {
+        if id.is_empty() {
+            let open = self.state.messages.iter().rfind(|message| message.turn == turn && !message.done);
+            *id = match open {
+                Some(message) => message.id.clone(),
+                None => self.mint("msg", turn),
+            };
+        }
+        if let Some(at) = self.state.message(id) {
+            return (!self.state.messages[at].done).then_some(at);
+        }
+        let start = MessageStart { message_id: id.clone(), role: "assistant".into(), model: None, choice: None };
+        self.push(start.into(), None, turn);
+        self.state.message(id)
+    }
+
+    /// The call of that id in the round that is being written: ids may come again in the next one.
+    fn same_round_call(&self, turn: u32, id: &str) -> Option<usize> {
+        let round = if turn == self.state.turn { self.state.round } else { 0 };
+        self.state.calls.iter().rposition(|call| call.turn == turn && call.round == round && *call.id == *id)
+    }
+
+    fn open_call(&mut self, turn: u32, id: &mut Id) -> usize {
+        if id.is_empty() {
+            let open = self.state.calls.iter().rfind(|call| call.turn == turn && !call.done);
+            *id = match open {
+                Some(call) => call.id.clone(),
+                None => self.mint("call", turn),
+            };
+        }
+        let round = if turn == self.state.turn { self.state.round } else { 0 };
+        if let Some(at) = self.state.call(turn, round, id) {
+            return at;
+        }
+        let start = ToolCallStart { call_id: id.clone(), name: Text::default(), kind: Kind::Client, message_id: None };
+        self.push(start.into(), None, turn);
+        self.state.call(turn, round, id).expect("just started")
+    }
+
+    /// A whole message: the only end a message has.
+    pub(super) fn admit_message(&mut self, turn: u32, mut whole: AssistantMessage, extra: Option<Json>) -> u64 {
+        if whole.message_id.is_empty() {
+            let of_turn = || self.state.messages.iter().rev().filter(|message| message.turn == turn && message.role != "user");
+            let open = of_turn().find(|message| !message.done);
+            // A transcript's copy without an id is known by its text, beside a message that came from elsewhere.
+            let copy = || of_turn().next().filter(|message| message.origin != whole.origin && message.text == *whole.text);
+            whole.message_id = match open.or_else(copy) {
+                Some(message) => message.id.clone(),
+                None => self.mint("msg", turn),
+            };
+        }
+        let id = whole.message_id.clone();
+        if let Some(at) = self.state.message(&id)
+            && self.state.messages[at].done
+        {
+            return self.merge_copy(turn, &whole);
+        }
+        if self.state.message(&id).is_none() {
+            let start = MessageStart { message_id: id.clone(), role: "assistant".into(), model: whole.model.clone(), choice: whole.choice };
+            self.push(start.into(), None, turn);
+        }
+        let at = self.state.message(&id).expect("opened above");
+        let shown = &self.state.messages[at];
+        whole.streamed = whole.streamed || shown.deltas > 0;
+        // What the end leaves unsaid, the deltas have said.
+        if whole.text.is_empty() {
+            whole.text = shown.text.as_str().into();
+        }
+        if whole.reasoning.is_empty() {
+            whole.reasoning = shown.reasoning.as_str().into();
+        }
+        if whole.refusal.is_none() {
+            whole.refusal = shown.refusal.as_deref().map(Text::from);
+        }
+        for call in &shown.calls {
+            if !whole.tool_calls.contains(call) {
+                whole.tool_calls.push(call.clone());
+            }
+        }
+        let text = whole.text.strip_prefix(shown.text.as_str()).map(Text::from);
+        let reasoning = whole.reasoning.strip_prefix(shown.reasoning.as_str()).map(Text::from);
+        let (text, reasoning) = match (text, reasoning) {
+            (Some(text), Some(reasoning)) => (text, reasoning),
+            _ => {
+                self.push(MessageReset { message_id: id.clone(), reason: Some("contradicted".into()) }.into(), None, turn);
+                (whole.text.clone(), whole.reasoning.clone())
+            }
+        };
+        if !reasoning.is_empty() {
+            self.push(ReasoningDelta { message_id: id.clone(), text: reasoning, part: None }.into(), None, turn);
+        }
+        if !text.is_empty() {
+            self.push(TextDelta { message_id: id, text }.into(), None, turn);
+        }
+        self.push(whole.into(), extra, turn)
+    }
+
+    /// A second copy of a message that is done: only calls it names that nobody named yet are new.
+    fn merge_copy(&mut self, turn: u32, copy: &AssistantMessage) -> u64 {
+        let known = self.state.message(&copy.message_id).map(|at| self.state.messages[at].calls.clone()).unwrap_or_default();
+        let mut seq = None;
+        for call in copy.tool_calls.iter().filter(|call| !known.iter().any(|known| known.call_id == call.call_id)) {
+            let start = ToolCallStart {
+                call_id: call.call_id.clone(),
+                name: call.name.clone(),
+                kind: Kind::Client,
+                message_id: Some(copy.message_id.clone()),
+            };
+            seq = Some(self.push(start.into(), None, turn));
+        }
+        seq.unwrap_or_else(|| self.duplicate())
+    }
+
+    fn admit_call(&mut self, turn: u32, mut whole: ToolCall, extra: Option<Json>) -> u64 {
+        if whole.call_id.is_empty() {
+            whole.call_id = self.mint("call", turn);
+        }
+        // Whoever gives only one form of the arguments gets the other.
+        match (&whole.arguments, whole.arguments_raw.is_empty()) {
+            (Some(arguments), true) => whole.arguments_raw = arguments.as_str().into(),
+            (None, _) if whole.arguments_error.is_none() => {
+                let raw = if whole.arguments_raw.trim().is_empty() { "{}" } else { whole.arguments_raw.as_str() };
+                match Json::parse(raw) {
+                    Ok(json) => whole.arguments = Some(json),
+                    Err(error) => whole.arguments_error = Some(error.to_string().into()),
+                }
+            }
+            _ => {}
+        }
+        match self.same_round_call(turn, &whole.call_id) {
+            Some(at) if self.state.calls[at].done => return self.duplicate(),
+            Some(at) => {
+                let call = &self.state.calls[at];
+                if whole.name.is_empty() {
+                    whole.name = call.name.clone();
+                }
+                if whole.message_id.is_none() {
+                    whole.message_id.clone_from(&call.message_id);
+                }
+            }
+            None => {
+                let start = ToolCallStart {
+                    call_id: whole.call_id.clone(),
+                    name: whole.name.clone(),
+                    kind: whole.kind,
+                    message_id: whole.message_id.clone(),
+                };
+                self.push(start.into(), None, turn);
+            }
+        }
+        self.push(whole.into(), extra, turn)
+    }
+
+    /// The call's arguments as far as they came, as its `tool_call`.
+    pub(super) fn close_call(&mut self, turn: u32, at: usize) {
+        let call = &self.state.calls[at];
+        if call.done {
+            return;
+        }
+        let raw = call.arguments_raw.clone();
+        let (arguments, arguments_error) = match Json::parse(if raw.trim().is_empty() { "{}" } else { &raw }) {
+            Ok(json) => (Some(json), None),
+            Err(error) => (None, Some(Text::from(error.to_string()))),
+        };
+        let whole = ToolCall {
+            call_id: call.id.clone(),
+            name: call.name.clone(),
+            arguments,
+            arguments_raw: raw.into(),
+            arguments_error,
+            kind: call.kind,
+            message_id: call.message_id.clone(),
+        };
+        self.push(whole.into(), None, turn);
+    }
+
+    fn admit_result(&mut self, turn: u32, mut result: ToolResult, extra: Option<Json>) -> u64 {
+        if result.status.is_empty() {
+            result.status = if result.is_error { "error" } else { "completed" }.into();
+        }
+        if matches!(&*result.status, "denied" | "declined" | "canceled" | "cancelled") {
+            result.is_error = true;
+        }
+        let round = if turn == self.state.turn { self.state.round } else { 0 };
+        if let Some(at) = self.state.call(turn, round, &result.call_id) {
+            if self.state.calls[at].status.is_some() {
+                return self.duplicate();
+            }
+            self.close_call(turn, at);
+        }
+        self.push(result.into(), extra, turn)
+    }
+
+    /// The run's own result, where no message said anything.
+    pub(super) fn admit_fallback(&mut self, turn: u32, text: Text) {
+        let spoke = self.state.messages.iter().any(|message| message.turn == turn && message.role != "user" && !message.text.is_empty());
+        if spoke || text.trim().is_empty() {
+            return;
+        }
+        let whole = AssistantMessage {
+            message_id: self.mint("msg", turn),
+            text,
+            reasoning: Text::default(),
+            refusal: None,
+            tool_calls: Vec::new(),
+            finish_reason: crate::event::FinishReason::Stop,
+            finish_reason_raw: None,
+            model: None,
+            streamed: false,
+            origin: Origin::Fallback,
+            choice: None,
+        };
+        self.admit_message(turn, whole, None);
+    }
+}

@@ -1,0 +1,491 @@
+//! One ordered, bounded log per session, and the life of its turns.
+//!
+//! Owns order, dedupe, repair, folding, retention and the ends. Knows nothing of bytes, providers' formats or clients.
+//! Invariants: 1. `seq` is dense per session, whoever emits from whichever thread; 2. a turn has exactly one
+//! `completion`, and nothing of that turn follows it; 3. every message that was shown is closed by exactly one
+//! `assistant_message` of which its deltas are a prefix, every call by one `tool_call` and at most one `tool_result`;
+//! 4. a second copy of a message or call, by id, adds nothing but what is new in it; 5. no lock is held while a waker
+//! runs; 6. the end is an event in the log, never a flag beside it.
+
+mod admit;
+pub mod hub;
+mod log;
+mod state;
+mod turn;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+pub use hub::Hub;
+pub use log::Entry;
+use log::Log;
+pub use state::{CallState, MessageState, Outcome, StageState, State};
+pub use turn::{Ending, TurnOptions};
+
+use crate::event::{Context, Json, Payload, PayloadError, Status};
+
+/// How much a session keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Events in the log.
+    pub max_events: usize,
+    /// Bytes in the log, about.
+    pub max_bytes: usize,
+    /// Age of an event, in milliseconds; also how long a finished session is kept by its hub.
+    pub max_age_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_events: 100_000, max_bytes: 64 << 20, max_age_ms: 3_600_000 }
+    }
+}
+
+/// Why a session refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The session takes no more events.
+    #[error("session {0} is closed")]
+    Closed(Arc<str>),
+    /// A turn is running; a session runs one at a time.
+    #[error("session {session}: turn {turn} is running")]
+    TurnActive {
+        /// The session.
+        session: Arc<str>,
+        /// The turn.
+        turn: u32,
+    },
+    /// The turn has its completion.
+    #[error("session {session}: turn {turn} has ended")]
+    TurnEnded {
+        /// The session.
+        session: Arc<str>,
+        /// The turn.
+        turn: u32,
+    },
+    /// The turn has not started.
+    #[error("session {session}: there is no turn {turn}")]
+    NoTurn {
+        /// The session.
+        session: Arc<str>,
+        /// The turn.
+        turn: u32,
+    },
+    /// The same client id came before with another input.
+    #[error("session {session}: client_id came before with another input, for turn {turn}")]
+    Conflict {
+        /// The session.
+        session: Arc<str>,
+        /// The turn it started.
+        turn: u32,
+    },
+    /// No session of that id.
+    #[error("unknown session")]
+    Unknown,
+    /// The payload is not of the vocabulary.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+}
+
+/// Exact counts of what a session did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Events logged.
+    pub appended: u64,
+    /// Second copies that added nothing.
+    pub duplicates: u64,
+    /// Deltas that came after their final event.
+    pub late: u64,
+    /// Emits refused with an error.
+    pub refused: u64,
+    /// Events that have left the log.
+    pub evicted: u64,
+    /// Events in the log.
+    pub retained: u64,
+    /// Bytes in the log, about.
+    pub bytes: u64,
+    /// Readers open now.
+    pub readers: u64,
+}
+
+/// Unix time in milliseconds.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
+
+/// How far a reader that paces the producer has come.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    pub(crate) seq: AtomicU64,
+    pub(crate) window: u64,
+}
+
+pub(crate) struct Inner {
+    pub(crate) log: Log,
+    pub(crate) state: State,
+    context: Arc<Context>,
+    limits: Limits,
+    closed: bool,
+    cancelling: Option<Box<dyn FnOnce() + Send>>,
+    clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
+    statistics: Statistics,
+    now: u64,
+    minted: u64,
+    waiters: Vec<Waker>,
+    /// Rises each time `waiters` is taken: a reader knows by it whether it is still registered.
+    generation: u64,
+    paces: Vec<Arc<Pace>>,
+    pace_waiters: Vec<Waker>,
+}
+
+/// One conversation: one log, and the state folded from it. Shared by `Arc`; every method is safe from every thread.
+pub struct Session {
+    id: Arc<str>,
+    epoch: Arc<str>,
+    born: u64,
+    inner: Mutex<Inner>,
+    readers: AtomicUsize,
+    /// Read without the lock by feeds that want to stop early.
+    cancelled: AtomicBool,
+}
+
+/// What [`Session::page`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// The newest seq of the log.
+    pub head: u64,
+    /// Everything up to this seq has left the log.
+    pub trimmed: u64,
+    /// Whether the session takes no more events.
+    pub closed: bool,
+    /// The newest turn, and whether it runs.
+    pub turn: u32,
+    /// Whether the newest turn runs.
+    pub running: bool,
+    /// The seq of the last completion; 0 without one.
+    pub last_end: u64,
+    /// The turn of the last completion.
+    pub last_turn: u32,
+}
+
+impl Session {
+    /// A new, empty session.
+    pub fn new(id: &str, limits: Limits) -> Arc<Self> {
+        let id: Arc<str> = Arc::from(id);
+        let context = Arc::new(Context { session: Some(id.clone()), ..Context::default() });
+        Arc::new(Self {
+            id,
+            epoch: Arc::from(hub::random_word(8)),
+            born: now_ms(),
+            inner: Mutex::new(Inner {
+                log: Log::new(),
+                state: State::default(),
+                context,
+                limits,
+                closed: false,
+                cancelling: None,
+                clients: Vec::new(),
+                statistics: Statistics::default(),
+                now: 0,
+                minted: 0,
+                waiters: Vec::new(),
+                generation: 1,
+                paces: Vec::new(),
+                pace_waiters: Vec::new(),
+            }),
+            readers: AtomicUsize::new(0),
+            cancelled: AtomicBool::new(false),
+        })
+    }
+
+    /// The session's id.
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    /// The log's life: cursors of another epoch belong to another log.
+    pub fn epoch(&self) -> &Arc<str> {
+        &self.epoch
+    }
+
+    /// Runs `change` under the lock and wakes whoever waited, after it.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let mut inner = self.inner.lock();
+        let before = inner.log.head;
+        inner.now = now_ms();
+        let result = change(&mut inner);
+        let changed = inner.log.head != before || inner.closed;
+        let waiters = if changed && !inner.waiters.is_empty() { inner.take_waiters() } else { Vec::new() };
+        let producers = if inner.closed { std::mem::take(&mut inner.pace_waiters) } else { Vec::new() };
+        drop(inner);
+        // A waker may ring a descriptor or take another lock: never under ours.
+        waiters.into_iter().chain(producers).for_each(Waker::wake);
+        result
+    }
+
+    /// Appends one event; returns its seq, or the newest one where it adds nothing.
+    ///
+    /// `turn` `None` means the running turn, or, where none runs, the session itself (turn 0).
+    pub fn emit(&self, turn: Option<u32>, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
+        self.change(|inner| {
+            let emitted = inner.enter(&self.id, turn).and_then(|turn| inner.admit(&self.id, turn, payload, extra));
+            inner.settle();
+            emitted
+        })
+    }
+
+    /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken.
+    pub fn emit_all(&self, turn: u32, payloads: impl Iterator<Item = Payload>) -> Result<usize, SessionError> {
+        self.change(|inner| {
+            let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
+            for payload in payloads {
+                match &mut emitted {
+                    Ok(count) => match inner.admit(&self.id, turn, payload, None) {
+                        Ok(_) => *count += 1,
+                        Err(error) => emitted = Err(error),
+                    },
+                    Err(_) => break,
+                }
+            }
+            inner.settle();
+            emitted
+        })
+    }
+
+    /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
+    pub fn close(&self, reason: Option<&str>) {
+        self.cancel("session_closed");
+        self.change(|inner| {
+            if !inner.closed {
+                inner.push(Payload::SessionEnd(Box::new(crate::event::SessionEnd { reason: reason.map(Into::into) })), None, 0);
+                inner.closed = true;
+            }
+        });
+    }
+
+    /// Copies up to `max` entries after `seq` into `out`.
+    pub fn page(&self, seq: u64, max: usize, out: &mut Vec<Arc<Entry>>) -> Page {
+        let inner = self.inner.lock();
+        let start = inner.log.after(seq);
+        out.extend(inner.log.entries.iter().skip(start).take(max).cloned());
+        inner.position()
+    }
+
+    /// Where the log stands.
+    pub fn position(&self) -> Page {
+        self.inner.lock().position()
+    }
+
+    /// Has `waker` called when the log changes, unless it already holds something after `seq` or is closed: then false,
+    /// and the caller looks again. Looking and registering under one lock is what makes a lost wake-up impossible.
+    /// `ticket` is the caller's own, 0 at first: it keeps a reader from registering twice.
+    pub fn park(&self, seq: u64, waker: &Waker, ticket: &mut u64) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.log.head > seq || inner.closed {
+            return false;
+        }
+        if *ticket != inner.generation {
+            *ticket = inner.generation;
+            inner.waiters.push(waker.clone());
+        }
+        true
+    }
+
+    /// Forgets a waker of [`Self::park`].
+    pub fn unpark(&self, waker: &Waker, ticket: &mut u64) {
+        if std::mem::take(ticket) != 0 {
+            self.inner.lock().waiters.retain(|known| !known.will_wake(waker));
+        }
+    }
+
+    /// Whether the producer may go on: no pacing reader lags by its window. Else `waker` is called when it may.
+    pub fn may_produce(&self, waker: Option<&Waker>) -> bool {
+        let mut inner = self.inner.lock();
+        let head = inner.log.head;
+        // Acquire pairs with the reader's release in `advance`.
+        let free = inner.closed || inner.paces.iter().all(|pace| head.saturating_sub(pace.seq.load(Ordering::Acquire)) < pace.window);
+        if let (false, Some(waker)) = (free, waker)
+            && !inner.pace_waiters.iter().any(|known| known.will_wake(waker))
+        {
+            inner.pace_waiters.push(waker.clone());
+        }
+        free
+    }
+
+    pub(crate) fn join_pace(&self, pace: Arc<Pace>) {
+        self.inner.lock().paces.push(pace);
+    }
+
+    pub(crate) fn leave_pace(&self, pace: &Arc<Pace>) {
+        let mut inner = self.inner.lock();
+        inner.paces.retain(|known| !Arc::ptr_eq(known, pace));
+        let waiters = std::mem::take(&mut inner.pace_waiters);
+        drop(inner);
+        waiters.into_iter().for_each(Waker::wake);
+    }
+
+    /// A pacing reader has come as far as `seq`: producers that waited may look again.
+    pub(crate) fn advance(&self, pace: &Pace, seq: u64) {
+        // Under the lock, so that a producer cannot check before this and register after it.
+        let mut inner = self.inner.lock();
+        pace.seq.store(seq, Ordering::Release);
+        let waiters = std::mem::take(&mut inner.pace_waiters);
+        drop(inner);
+        waiters.into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn count_reader(&self, joined: bool) {
+        // Relaxed: a count for people, it orders nothing.
+        if joined { self.readers.fetch_add(1, Ordering::Relaxed) } else { self.readers.fetch_sub(1, Ordering::Relaxed) };
+    }
+
+    /// Readers open now.
+    pub fn readers(&self) -> usize {
+        self.readers.load(Ordering::Relaxed)
+    }
+
+    /// When something last happened here, in Unix milliseconds.
+    pub fn touched(&self) -> u64 {
+        self.look(|state| state.updated).unwrap_or(self.born)
+    }
+
+    /// Looks at the folded state.
+    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.inner.lock().state)
+    }
+
+    /// The state where the log begins: what a reader needs whose history has been trimmed.
+    pub fn base_snapshot(&self) -> (u64, Json) {
+        let inner = self.inner.lock();
+        (inner.log.trimmed, inner.log.base.snapshot_json())
+    }
+
+    /// The state at the log's head.
+    pub fn head_snapshot(&self) -> (u64, Json) {
+        let inner = self.inner.lock();
+        (inner.log.head, inner.state.snapshot_json())
+    }
+
+    /// The seq of the oldest event in the log.
+    pub fn earliest(&self) -> Option<u64> {
+        self.inner.lock().log.entries.front().map(|entry| entry.event.seq)
+    }
+
+    /// Exact counts.
+    pub fn statistics(&self) -> Statistics {
+        let inner = self.inner.lock();
+        Statistics {
+            appended: inner.log.head,
+            evicted: inner.log.evicted,
+            retained: inner.log.entries.len() as u64,
+            bytes: inner.log.bytes() as u64,
+            readers: self.readers() as u64,
+            ..inner.statistics
+        }
+    }
+
+    /// The last turn's completion; none while a turn runs or before the first has ended.
+    pub fn result(&self) -> Option<Json> {
+        self.look(|state| if state.running { None } else { state.outcome.as_ref().map(|outcome| outcome.completion.clone()) })
+    }
+
+    /// The session's state in one word.
+    pub fn state_word(&self) -> &'static str {
+        self.look(State::word)
+    }
+
+    /// The status page, as JSON.
+    pub fn status_json(&self) -> Json {
+        use state::{key, object};
+        let readers = self.readers();
+        let inner = self.inner.lock();
+        let mut out = Vec::new();
+        let text = |out: &mut Vec<u8>, name, value: &str| {
+            key(out, name);
+            crate::event::json::write_str(out, value);
+        };
+        let number = |out: &mut Vec<u8>, name, value: Option<u64>| {
+            key(out, name);
+            crate::event::Field::write(&value, out);
+        };
+        let json = |out: &mut Vec<u8>, name, value: Option<Json>| {
+            key(out, name);
+            crate::event::Field::write(&value, out);
+        };
+        text(&mut out, "session_id", &self.id);
+        text(&mut out, "state", inner.state.word());
+        number(&mut out, "turn", Some(inner.state.turn.into()));
+        text(&mut out, "epoch", &self.epoch);
+        number(&mut out, "head", Some(inner.log.head));
+        number(&mut out, "earliest", inner.log.entries.front().map(|entry| entry.event.seq));
+        text(&mut out, "cursor", &format!("{}.{}", self.epoch, inner.log.head));
+        let earliest = inner.log.entries.front().map(|_| format!("{}.{}", self.epoch, inner.log.trimmed));
+        json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
+        json(&mut out, "progress", Some(inner.state.progress_json()));
+        json(&mut out, "usage", inner.state.usage_json());
+        let failed = inner.state.outcome.as_ref().filter(|_| !inner.state.running);
+        let error = failed.and_then(|outcome| outcome.completion.to_value().get("error").filter(|error| !error.is_null()).map(Json::from_value));
+        json(&mut out, "error", error.or_else(|| inner.state.error.as_ref().map(|(_, error)| error.clone())));
+        number(&mut out, "readers", Some(readers as u64));
+        number(&mut out, "started", inner.state.started);
+        number(&mut out, "updated", inner.state.updated);
+        object(out)
+    }
+}
+
+impl State {
+    /// idle, running, completed, failed, cancelled, incomplete or ended.
+    pub fn word(&self) -> &'static str {
+        match &self.outcome {
+            _ if self.running => "running",
+            _ if self.ended => "ended",
+            Some(outcome) => outcome.status.as_str(),
+            None => "idle",
+        }
+    }
+}
+
+impl Inner {
+    fn position(&self) -> Page {
+        Page {
+            head: self.log.head,
+            trimmed: self.log.trimmed,
+            closed: self.closed,
+            turn: self.state.turn,
+            running: self.state.running,
+            last_end: self.state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
+            last_turn: self.state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
+        }
+    }
+
+    fn take_waiters(&mut self) -> Vec<Waker> {
+        self.generation += 1;
+        std::mem::take(&mut self.waiters)
+    }
+
+    /// Makes the log fit its limits again.
+    fn settle(&mut self) {
+        let state = &self.state;
+        self.log.evict(&self.limits, self.now, |event| state.covers(event));
+    }
+
+    fn status_of(&self) -> Status {
+        if self.state.error.is_some() {
+            Status::Failed
+        } else if self.state.truncated.is_some() {
+            Status::Incomplete
+        } else {
+            Status::Completed
+        }
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).field("position", &self.position()).finish_non_exhaustive()
+    }
+}

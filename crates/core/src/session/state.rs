@@ -1,0 +1,615 @@
+//! What a session's events add up to: messages, calls, stages, usage, the turn's outcome.
+//!
+//! A pure fold: [`State::apply`] never fails, never refuses and is linear in the event. Knows nothing of readers.
+//! Invariants: 1. applying a log from its start gives the same state everywhere; 2. a state and the events after it
+//! give the same state as all events.
+
+use crate::event::json::{write_f64, write_str, write_u64};
+use crate::event::{CallRef, Class, Event, Field, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
+
+/// A message of the conversation.
+#[derive(Debug, Clone)]
+pub struct MessageState {
+    /// Its turn.
+    pub turn: u32,
+    /// Its id.
+    pub id: Id,
+    /// assistant, or user for a turn's input.
+    pub role: Text,
+    /// The text so far.
+    pub text: String,
+    /// The reasoning so far.
+    pub reasoning: String,
+    /// The refusal so far.
+    pub refusal: Option<String>,
+    /// A user's input, any JSON.
+    pub input: Option<Json>,
+    /// The calls it makes.
+    pub calls: Vec<CallRef>,
+    /// Which of several answers it is.
+    pub choice: Option<u64>,
+    /// The model.
+    pub model: Option<Text>,
+    /// Whether its `assistant_message` has come.
+    pub done: bool,
+    /// Why it ended.
+    pub finish_reason: Option<FinishReason>,
+    /// Where it came from.
+    pub origin: Origin,
+    /// How many of its deltas have been logged.
+    pub deltas: usize,
+}
+
+/// A tool call.
+#[derive(Debug, Clone)]
+pub struct CallState {
+    /// Its turn.
+    pub turn: u32,
+    /// Its round: ids may come again in another.
+    pub round: u32,
+    /// Its id.
+    pub id: Id,
+    /// The tool.
+    pub name: Text,
+    /// Who runs it.
+    pub kind: Kind,
+    /// Its message.
+    pub message_id: Option<Id>,
+    /// The raw arguments so far.
+    pub arguments_raw: String,
+    /// The arguments, parsed, once whole.
+    pub arguments: Option<Json>,
+    /// Whether its `tool_call` has come.
+    pub done: bool,
+    /// What the running tool printed so far.
+    pub output_text: String,
+    /// Its result's status, once there.
+    pub status: Option<Text>,
+    /// Its result.
+    pub output: Option<Json>,
+    /// Whether the result is an error.
+    pub is_error: bool,
+    /// How many of its argument deltas have been logged.
+    pub deltas: usize,
+    /// How many of its output deltas have been logged.
+    pub output_deltas: usize,
+}
+
+/// A stage of the work.
+#[derive(Debug, Clone)]
+pub struct StageState {
+    /// Its name.
+    pub stage: Id,
+    /// Its turn.
+    pub turn: u32,
+    /// Whether it runs.
+    pub open: bool,
+    /// Its end's status.
+    pub status: Option<Text>,
+    /// The latest progress.
+    pub progress: Option<Progress>,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The turn.
+    pub turn: u32,
+    /// Its status.
+    pub status: Status,
+    /// The seq of its completion.
+    pub seq: u64,
+    /// The completion, as JSON.
+    pub completion: Json,
+}
+
+/// The fold.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// The newest turn; 0 before the first.
+    pub turn: u32,
+    /// The newest round of that turn.
+    pub round: u32,
+    /// Whether the newest turn runs.
+    pub running: bool,
+    /// Whether a round is open.
+    pub round_open: bool,
+    /// The conversation.
+    pub messages: Vec<MessageState>,
+    /// All calls.
+    pub calls: Vec<CallState>,
+    /// The stages of the newest turn.
+    pub stages: Vec<StageState>,
+    /// What the newest turn consumed: sums over its model calls.
+    pub usage: Option<Usage>,
+    /// A fatal error of the newest turn that no later model call made good: its round and its JSON.
+    pub error: Option<(u32, Json)>,
+    /// The round whose stream broke off, if no later one made it good.
+    pub truncated: Option<u32>,
+    /// How many events of the newest turn have been logged.
+    pub events: u64,
+    /// The last turn's end.
+    pub outcome: Option<Outcome>,
+    /// Whether `session_end` has come.
+    pub ended: bool,
+    /// When the newest turn started, in Unix milliseconds.
+    pub started: Option<u64>,
+    /// The newest event's time.
+    pub updated: Option<u64>,
+}
+
+impl State {
+    /// The message `id`, newest first: the one that is being written is the last.
+    pub fn message(&self, id: &str) -> Option<usize> {
+        self.messages.iter().rposition(|message| *message.id == *id)
+    }
+
+    /// The call `id` of this turn and round, or, where the round has none, the newest one of the turn that has no result yet.
+    pub fn call(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+        let same = |call: &CallState| call.turn == turn && *call.id == *id;
+        self.calls
+            .iter()
+            .rposition(|call| same(call) && call.round == round)
+            .or_else(|| self.calls.iter().rposition(|call| same(call) && call.status.is_none()))
+    }
+
+    /// Folds one event in.
+    pub fn apply(&mut self, event: &Event) {
+        let (turn, round) = (event.context.turn, event.context.round);
+        self.updated = Some(event.time);
+        if turn == self.turn {
+            self.events += 1;
+        }
+        match &event.payload {
+            Payload::TextDelta(delta) => {
+                let message = self.open_message(turn, &delta.message_id);
+                message.text.push_str(&delta.text);
+                message.deltas += 1;
+            }
+            Payload::ReasoningDelta(delta) => {
+                let message = self.open_message(turn, &delta.message_id);
+                message.reasoning.push_str(&delta.text);
+                message.deltas += 1;
+            }
+            Payload::RefusalDelta(delta) => {
+                let message = self.open_message(turn, &delta.message_id);
+                message.refusal.get_or_insert_default().push_str(&delta.text);
+                message.deltas += 1;
+            }
+            Payload::ToolCallDelta(delta) => {
+                let call = self.open_call(turn, round, &delta.call_id);
+                call.arguments_raw.push_str(&delta.text);
+                call.deltas += 1;
+            }
+            Payload::ToolOutputDelta(delta) => {
+                let call = self.open_call(turn, round, &delta.call_id);
+                call.output_text.push_str(&delta.text);
+                call.output_deltas += 1;
+            }
+            Payload::TurnStart(start) => {
+                (self.turn, self.round, self.running, self.round_open, self.events) = (turn, 0, true, false, 1);
+                (self.usage, self.error, self.truncated) = (None, None, None);
+                self.stages.clear();
+                self.started = Some(event.time);
+                if start.input.is_some() {
+                    let mut message = Self::new_message(turn, format!("input-{turn}").into());
+                    message.role = "user".into();
+                    message.done = true;
+                    message.input.clone_from(&start.input);
+                    self.messages.push(message);
+                }
+            }
+            Payload::RoundStart(_) => {
+                self.round = round;
+                self.round_open = true;
+            }
+            Payload::RoundEnd(end) => {
+                self.round_open = false;
+                if end.finish_reason != Some(FinishReason::Error) {
+                    self.error = self.error.take().filter(|(failed, _)| *failed >= round);
+                    self.truncated = self.truncated.filter(|failed| *failed >= round);
+                }
+            }
+            Payload::MessageStart(start) => {
+                let message = self.open_message(turn, &start.message_id);
+                message.role = start.role.clone();
+                message.model.clone_from(&start.model);
+                message.choice = start.choice;
+            }
+            Payload::MessageReset(reset) => {
+                let message = self.open_message(turn, &reset.message_id);
+                message.text.clear();
+                message.reasoning.clear();
+                message.refusal = None;
+            }
+            Payload::AssistantMessage(whole) => {
+                let message = self.open_message(turn, &whole.message_id);
+                message.text = whole.text.to_string();
+                message.reasoning = whole.reasoning.to_string();
+                message.refusal = whole.refusal.as_ref().map(ToString::to_string);
+                message.done = true;
+                message.finish_reason = Some(whole.finish_reason);
+                message.origin = whole.origin;
+                message.choice = whole.choice.or(message.choice);
+                if whole.model.is_some() {
+                    message.model.clone_from(&whole.model);
+                }
+                for call in &whole.tool_calls {
+                    if !message.calls.contains(call) {
+                        message.calls.push(call.clone());
+                    }
+                }
+            }
+            Payload::ToolCallStart(start) => {
+                let call = self.open_call(turn, round, &start.call_id);
+                call.name = start.name.clone();
+                call.kind = start.kind;
+                call.message_id.clone_from(&start.message_id);
+                self.refer(start.message_id.as_ref(), &start.call_id, &start.name);
+            }
+            Payload::ToolCall(whole) => {
+                let call = self.open_call(turn, round, &whole.call_id);
+                call.name = whole.name.clone();
+                call.kind = whole.kind;
+                call.arguments_raw = whole.arguments_raw.to_string();
+                call.arguments.clone_from(&whole.arguments);
+                call.done = true;
+                if whole.message_id.is_some() {
+                    call.message_id.clone_from(&whole.message_id);
+                }
+            }
+            Payload::ToolResult(result) => {
+                let call = self.open_call(turn, round, &result.call_id);
+                call.status = Some(result.status.clone());
+                call.output.clone_from(&result.output);
+                call.is_error = result.is_error;
+            }
+            Payload::StageStart(start) => {
+                let stage = self.stage(turn, &start.stage);
+                (stage.open, stage.status) = (true, None);
+            }
+            Payload::StageEnd(end) => {
+                let stage = self.stage(turn, &end.stage);
+                (stage.open, stage.status) = (false, Some(end.status.clone()));
+            }
+            Payload::Progress(progress) => self.stage(turn, &progress.stage).progress = Some((**progress).clone()),
+            Payload::Usage(usage) => add_usage(self.usage.get_or_insert_with(empty_usage), usage),
+            Payload::Error(error) => {
+                if error.fatal {
+                    self.error = Some((round, error_json(&error.code, &error.message, error.retryable)));
+                } else if error.code == "stream_truncated" {
+                    self.truncated = Some(round);
+                }
+            }
+            Payload::Completion(completion) => {
+                self.running = false;
+                self.round_open = false;
+                let json = Json::parse(&event.to_json()).unwrap_or_else(|_| Json::string(""));
+                self.outcome = Some(Outcome { turn, status: completion.status, seq: event.seq, completion: json });
+            }
+            Payload::SessionEnd(_) => self.ended = true,
+            _ => {}
+        }
+    }
+
+    fn new_message(turn: u32, id: Id) -> MessageState {
+        MessageState {
+            turn,
+            id,
+            role: "assistant".into(),
+            text: String::new(),
+            reasoning: String::new(),
+            refusal: None,
+            input: None,
+            calls: Vec::new(),
+            choice: None,
+            model: None,
+            done: false,
+            finish_reason: None,
+            origin: Origin::Provider,
+            deltas: 0,
+        }
+    }
+
+    fn open_message(&mut self, turn: u32, id: &Id) -> &mut MessageState {
+        let index = self.message(id).unwrap_or_else(|| {
+            self.messages.push(Self::new_message(turn, id.clone()));
+            self.messages.len() - 1
+        });
+        &mut self.messages[index]
+    }
+
+    fn open_call(&mut self, turn: u32, round: u32, id: &Id) -> &mut CallState {
+        let index = self.call(turn, round, id).unwrap_or_else(|| {
+            self.calls.push(CallState {
+                turn,
+                round,
+                id: id.clone(),
+                name: Text::default(),
+                kind: Kind::Client,
+                message_id: None,
+                arguments_raw: String::new(),
+                arguments: None,
+                done: false,
+                output_text: String::new(),
+                status: None,
+                output: None,
+                is_error: false,
+                deltas: 0,
+                output_deltas: 0,
+            });
+            self.calls.len() - 1
+        });
+        &mut self.calls[index]
+    }
+
+    fn refer(&mut self, message: Option<&Id>, call_id: &Id, name: &Text) {
+        let Some(index) = message.and_then(|id| self.message(id)) else { return };
+        let calls = &mut self.messages[index].calls;
+        if !calls.iter().any(|call| call.call_id == *call_id) {
+            calls.push(CallRef { call_id: call_id.clone(), name: name.clone() });
+        }
+    }
+
+    fn stage(&mut self, turn: u32, name: &Id) -> &mut StageState {
+        let index = self.stages.iter().position(|stage| stage.stage == *name).unwrap_or_else(|| {
+            self.stages.push(StageState { stage: name.clone(), turn, open: false, status: None, progress: None });
+            self.stages.len() - 1
+        });
+        &mut self.stages[index]
+    }
+
+    /// Whether a delta's final event has come, so that the log may let the delta go.
+    pub fn covers(&self, event: &Event) -> bool {
+        debug_assert_eq!(event.payload.class(), Class::Delta);
+        let (turn, round) = (event.context.turn, event.context.round);
+        match &event.payload {
+            Payload::TextDelta(delta) => self.message(&delta.message_id).is_some_and(|at| self.messages[at].done),
+            Payload::ReasoningDelta(delta) => self.message(&delta.message_id).is_some_and(|at| self.messages[at].done),
+            Payload::RefusalDelta(delta) => self.message(&delta.message_id).is_some_and(|at| self.messages[at].done),
+            Payload::ToolCallDelta(delta) => self.call(turn, round, &delta.call_id).is_some_and(|at| self.calls[at].done),
+            Payload::ToolOutputDelta(delta) => {
+                self.call(turn, round, &delta.call_id).is_some_and(|at| self.calls[at].status.is_some())
+            }
+            _ => false,
+        }
+    }
+
+    /// The text that answers the newest turn: its last message that says something, of the first choice.
+    pub fn answer(&self) -> &str {
+        let of_turn = |message: &&MessageState| message.turn == self.turn && message.role != "user" && message.choice.unwrap_or(0) == 0;
+        self.messages.iter().rev().filter(of_turn).map(|message| message.text.as_str()).find(|text| !text.is_empty()).unwrap_or("")
+    }
+
+    /// The usage of the newest turn, as JSON.
+    pub fn usage_json(&self) -> Option<Json> {
+        let usage = self.usage.as_ref()?;
+        let mut out = Vec::new();
+        for (name, count) in [
+            ("input_tokens", usage.input_tokens),
+            ("output_tokens", usage.output_tokens),
+            ("total_tokens", usage.total_tokens),
+            ("cache_read_tokens", usage.cache_read_tokens),
+            ("cache_write_tokens", usage.cache_write_tokens),
+            ("reasoning_tokens", usage.reasoning_tokens),
+            ("audio_input_tokens", usage.audio_input_tokens),
+            ("audio_output_tokens", usage.audio_output_tokens),
+        ] {
+            if let Some(count) = count {
+                key(&mut out, name);
+                write_u64(&mut out, count);
+            }
+        }
+        Some(object(out))
+    }
+
+    /// The latest progress per stage of the newest turn, as JSON.
+    pub fn progress_json(&self) -> Json {
+        let mut out = Vec::new();
+        for stage in &self.stages {
+            key(&mut out, &stage.stage);
+            let mut inner = Vec::new();
+            key(&mut inner, "open");
+            stage.open.write(&mut inner);
+            if let Some(status) = &stage.status {
+                key(&mut inner, "status");
+                status.write(&mut inner);
+            }
+            if let Some(progress) = &stage.progress {
+                for (name, number) in [("current", progress.current), ("total", progress.total)] {
+                    if let Some(number) = number {
+                        key(&mut inner, name);
+                        write_f64(&mut inner, number);
+                    }
+                }
+                for (name, text) in [("message", &progress.message), ("agent", &progress.agent)] {
+                    if let Some(text) = text {
+                        key(&mut inner, name);
+                        text.write(&mut inner);
+                    }
+                }
+            }
+            object(inner).write(&mut out);
+        }
+        object(out)
+    }
+
+    /// The conversation as JSON: user inputs, answers and the calls they make, partial ones included.
+    pub fn messages_json(&self) -> Json {
+        let mut out = vec![b'['];
+        for message in &self.messages {
+            if out.len() > 1 {
+                out.push(b',');
+            }
+            self.message_json(message).write(&mut out);
+        }
+        out.push(b']');
+        Json::from_written(out)
+    }
+
+    fn message_json(&self, message: &MessageState) -> Json {
+        let mut out = Vec::new();
+        key(&mut out, "role");
+        message.role.write(&mut out);
+        key(&mut out, "turn");
+        write_u64(&mut out, message.turn.into());
+        key(&mut out, "message_id");
+        message.id.write(&mut out);
+        if let Some(input) = &message.input {
+            key(&mut out, "input");
+            input.write(&mut out);
+            return object(out);
+        }
+        for (name, text) in [("text", &message.text), ("reasoning", &message.reasoning)] {
+            key(&mut out, name);
+            write_str(&mut out, text);
+        }
+        if let Some(refusal) = &message.refusal {
+            key(&mut out, "refusal");
+            write_str(&mut out, refusal);
+        }
+        key(&mut out, "tool_calls");
+        out.push(b'[');
+        for (i, call) in message.calls.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            let known = self.calls.iter().rfind(|known| known.turn == message.turn && known.id == call.call_id && known.message_id.as_ref().is_none_or(|id| *id == message.id));
+            call_json(known, call).write(&mut out);
+        }
+        out.push(b']');
+        if let Some(model) = &message.model {
+            key(&mut out, "model");
+            model.write(&mut out);
+        }
+        if let Some(choice) = message.choice {
+            key(&mut out, "choice");
+            write_u64(&mut out, choice);
+        }
+        if let Some(reason) = message.finish_reason {
+            key(&mut out, "finish_reason");
+            reason.write(&mut out);
+        }
+        key(&mut out, "done");
+        message.done.write(&mut out);
+        object(out)
+    }
+
+    /// The whole state as a `snapshot` carries it.
+    pub fn snapshot_json(&self) -> Json {
+        let mut out = Vec::new();
+        key(&mut out, "turn");
+        write_u64(&mut out, self.turn.into());
+        key(&mut out, "running");
+        self.running.write(&mut out);
+        key(&mut out, "messages");
+        self.messages_json().write(&mut out);
+        key(&mut out, "open_calls");
+        out.push(b'[');
+        let open = self.calls.iter().filter(|call| call.turn == self.turn && call.status.is_none());
+        for (i, call) in open.enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            call_json(Some(call), &CallRef { call_id: call.id.clone(), name: call.name.clone() }).write(&mut out);
+        }
+        out.push(b']');
+        key(&mut out, "progress");
+        self.progress_json().write(&mut out);
+        key(&mut out, "usage");
+        self.usage_json().write(&mut out);
+        key(&mut out, "completion");
+        self.outcome.as_ref().map(|outcome| outcome.completion.clone()).write(&mut out);
+        object(out)
+    }
+}
+
+fn call_json(known: Option<&CallState>, call: &CallRef) -> Json {
+    let mut out = Vec::new();
+    key(&mut out, "call_id");
+    call.call_id.write(&mut out);
+    key(&mut out, "name");
+    call.name.write(&mut out);
+    if let Some(known) = known {
+        key(&mut out, "kind");
+        known.kind.write(&mut out);
+        key(&mut out, "arguments");
+        known.arguments.write(&mut out);
+        key(&mut out, "arguments_raw");
+        write_str(&mut out, &known.arguments_raw);
+        key(&mut out, "done");
+        known.done.write(&mut out);
+        if let Some(status) = &known.status {
+            key(&mut out, "status");
+            status.write(&mut out);
+            key(&mut out, "output");
+            known.output.write(&mut out);
+            key(&mut out, "is_error");
+            known.is_error.write(&mut out);
+        } else if !known.output_text.is_empty() {
+            key(&mut out, "output_text");
+            write_str(&mut out, &known.output_text);
+        }
+    }
+    object(out)
+}
+
+/// `error` as status and completion carry it.
+pub(crate) fn error_json(code: &str, message: &str, retryable: bool) -> Json {
+    let mut out = Vec::new();
+    key(&mut out, "code");
+    write_str(&mut out, code);
+    key(&mut out, "message");
+    write_str(&mut out, message);
+    key(&mut out, "retryable");
+    retryable.write(&mut out);
+    object(out)
+}
+
+/// Writes the next key of an object that [`object`] closes.
+pub(crate) fn key(out: &mut Vec<u8>, name: &str) {
+    out.push(if out.is_empty() { b'{' } else { b',' });
+    write_str(out, name);
+    out.push(b':');
+}
+
+/// Closes what [`key`] began.
+pub(crate) fn object(mut out: Vec<u8>) -> Json {
+    if out.is_empty() {
+        out.push(b'{');
+    }
+    out.push(b'}');
+    Json::from_written(out)
+}
+
+fn empty_usage() -> Usage {
+    Usage {
+        input_tokens: None,
+        output_tokens: None,
+        total_tokens: None,
+        cache_read_tokens: None,
+        cache_write_tokens: None,
+        reasoning_tokens: None,
+        audio_input_tokens: None,
+        audio_output_tokens: None,
+        raw: None,
+    }
+}
+
+/// Sums across responses; what nobody said stays unsaid.
+fn add_usage(sum: &mut Usage, usage: &Usage) {
+    for (sum, more) in [
+        (&mut sum.input_tokens, usage.input_tokens),
+        (&mut sum.output_tokens, usage.output_tokens),
+        (&mut sum.total_tokens, usage.total_tokens),
+        (&mut sum.cache_read_tokens, usage.cache_read_tokens),
+        (&mut sum.cache_write_tokens, usage.cache_write_tokens),
+        (&mut sum.reasoning_tokens, usage.reasoning_tokens),
+        (&mut sum.audio_input_tokens, usage.audio_input_tokens),
+        (&mut sum.audio_output_tokens, usage.audio_output_tokens),
+    ] {
+        if let Some(more) = more {
+            *sum = Some(sum.unwrap_or(0).saturating_add(more));
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The life of a turn: its start, and its one end, in order: open messages and calls closed, open stages and the round
+//! ended, the fallback message if nothing was said, the completion.
+
+use super::state::error_json;
+use super::{Inner, Session, SessionError};
+use crate::event::{
+    AssistantMessage, Completion, Error, FinishReason, Json, Kind, Origin, Payload, RoundEnd, StageEnd, Status, Text, ToolResult, TurnStart,
+};
+
+/// How a turn begins.
+#[derive(Debug, Default, Clone)]
+pub struct TurnOptions {
+    /// What the request brought, untouched.
+    pub input: Option<Json>,
+    /// The client's own id of the request: the same one again with the same input starts nothing.
+    pub client_id: Option<Text>,
+    /// The backend that runs it.
+    pub backend: Option<Text>,
+    /// Whatever else belongs to it.
+    pub metadata: Option<Json>,
+}
+
+/// A turn that was started, now or by an earlier request of the same client id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// The turn.
+    pub turn: u32,
+    /// The seq before its `turn_start`: a reader from there sees all of it.
+    pub before: u64,
+    /// Whether this call started it.
+    pub new: bool,
+}
+
+/// How a turn ends.
+#[derive(Debug, Default, Clone)]
+pub struct Ending {
+    /// `None`: completed, unless its events say failed or incomplete.
+    pub status: Option<Status>,
+    /// Why, in a word.
+    pub reason: Option<Text>,
+    /// The error it failed with, as JSON `{code, message, …}`.
+    pub error: Option<Json>,
+    /// The run's result: the message, where no other said anything.
+    pub fallback: Option<Text>,
+}
+
+impl Session {
+    /// Starts a turn. While one runs: [`SessionError::TurnActive`].
+    pub fn start_turn(&self, options: TurnOptions) -> Result<Started, SessionError> {
+        self.change(|inner| {
+            if inner.closed {
+                return Err(SessionError::Closed(self.id.clone()));
+            }
+            if let Some(client_id) = &options.client_id
+                && let Some((_, input, turn, before)) = inner.clients.iter().find(|(known, ..)| **known == **client_id)
+            {
+                let (turn, before) = (*turn, *before);
+                if *input != options.input {
+                    return Err(SessionError::Conflict { session: self.id.clone(), turn });
+                }
+                return Ok(Started { turn, before, new: false });
+            }
+            if inner.state.running {
+                return Err(SessionError::TurnActive { session: self.id.clone(), turn: inner.state.turn });
+            }
+            let turn = inner.state.turn + 1;
+            let before = inner.log.head;
+            if let Some(client_id) = &options.client_id {
+                inner.clients.push((client_id.as_str().into(), options.input.clone(), turn, before));
+            }
+            // Relaxed: set under the lock, read as a hint.
+            self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
+            inner.set_backend(options.backend.as_deref().map(Into::into));
+            inner.push(TurnStart { input: options.input, client_id: options.client_id, metadata: options.metadata }.into(), None, turn);
+            inner.settle();
+            Ok(Started { turn, before, new: true })
+        })
+    }
+
+    /// Ends a turn, once: true if this call did.
+    pub fn end_turn(&self, turn: u32, ending: Ending) -> bool {
+        self.change(|inner| {
+            let runs = inner.state.running && inner.state.turn == turn;
+            if runs {
+                inner.finish_turn(turn, ending);
+                inner.cancelling = None;
+                inner.settle();
+            }
+            runs
+        })
+    }
+
+    /// Logs a fatal error and ends the turn as failed, once: true if this call did.
+    pub fn fail_turn(&self, turn: u32, code: &str, message: &str) -> bool {
+        self.change(|inner| {
+            let runs = inner.state.running && inner.state.turn == turn;
+            if runs {
+                let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
+                inner.push(error.into(), None, turn);
+                let error = Some(error_json(code, message, false));
+                inner.finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
+                inner.cancelling = None;
+                inner.settle();
+            }
+            runs
+        })
+    }
+
+    /// What [`Self::cancel`] calls, once, to stop the running turn's work.
+    pub fn on_cancel(&self, turn: u32, cancel: Box<dyn FnOnce() + Send>) {
+        let old = {
+            let mut inner = self.inner.lock();
+            if inner.state.running && inner.state.turn == turn { inner.cancelling.replace(cancel) } else { Some(cancel) }
+        };
+        drop(old); // may hold foreign objects: never dropped under the lock
+    }
+
+    /// Stops the running turn: ends it as cancelled with what it has so far, then calls its hook. False if none runs.
+    pub fn cancel(&self, reason: &str) -> bool {
+        let (ran, hook) = self.change(|inner| {
+            if !inner.state.running {
+                return (false, None);
+            }
+            self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+            let turn = inner.state.turn;
+            inner.finish_turn(turn, Ending { status: Some(Status::Cancelled), reason: Some(reason.into()), error: None, fallback: None });
+            inner.settle();
+            (true, inner.cancelling.take())
+        });
+        if let Some(hook) = hook {
+            hook();
+        }
+        ran
+    }
+
+    /// Whether `turn` was cancelled.
+    pub fn is_cancelled(&self, turn: u32) -> bool {
+        self.cancelled.load(std::sync::atomic::Ordering::Relaxed)
+            && self.look(|state| state.outcome.as_ref().is_some_and(|end| end.turn == turn && end.status == Status::Cancelled))
+    }
+
+    /// Whether `turn` runs.
+    pub fn is_running(&self, turn: u32) -> bool {
+        self.look(|state| state.running && state.turn == turn)
+    }
+}
+
+impl Inner {
+    pub(super) fn finish_turn(&mut self, turn: u32, ending: Ending) -> u64 {
+        let status = match ending.status {
+            // What failed did not complete, whatever the code that left the turn believes.
+            None | Some(Status::Completed) => self.status_of(),
+            Some(status) => status,
+        };
+        self.close_messages(turn, status);
+        self.close_calls(turn, status);
+        if self.state.round_open {
+            let finish_reason = Some(finish_reason(status));
+            self.push(RoundEnd { finish_reason }.into(), None, turn);
+        }
+        let open: Vec<_> = self.state.stages.iter().filter(|stage| stage.open).map(|stage| stage.stage.clone()).collect();
+        for stage in open {
+            self.push(StageEnd { stage, status: status.as_str().into(), message: None }.into(), None, turn);
+        }
+        if let Some(text) = ending.fallback {
+            self.admit_fallback(turn, text);
+        }
+        let error = ending.error.or_else(|| self.state.error.as_ref().map(|(_, error)| error.clone()));
+        let reason = ending.reason.or_else(|| match status {
+            Status::Incomplete => Some("stream_truncated".into()),
+            Status::Failed => Some("error".into()),
+            _ => None,
+        });
+        let completion = Completion {
+            status,
+            reason,
+            usage: self.state.usage_json(),
+            text: self.state.answer().into(),
+            error: if matches!(status, Status::Failed | Status::Incomplete) { error } else { None },
+            events: self.state.events + 1,
+        };
+        self.push(Payload::from(completion), None, turn)
+    }
+
+    fn close_messages(&mut self, turn: u32, status: Status) {
+        let open: Vec<_> =
+            self.state.messages.iter().filter(|message| message.turn == turn && !message.done).map(|message| message.id.clone()).collect();
+        for message_id in open {
+            let Some(at) = self.state.message(&message_id) else { continue };
+            let message = &self.state.messages[at];
+            let whole = AssistantMessage {
+                message_id,
+                text: Text::default(),
+                reasoning: Text::default(),
+                refusal: None,
+                tool_calls: Vec::new(),
+                finish_reason: finish_reason(status),
+                finish_reason_raw: None,
+                model: message.model.clone(),
+                streamed: message.deltas > 0,
+                origin: Origin::Provider,
+                choice: message.choice,
+            };
+            self.admit_message(turn, whole, None);
+        }
+    }
+
+    /// A call that waits for its result gets one when the work is stopped; a completed turn may leave its calls to the
+    /// client.
+    fn close_calls(&mut self, turn: u32, status: Status) {
+        for at in 0..self.state.calls.len() {
+            if self.state.calls[at].turn != turn {
+                continue;
+            }
+            self.close_call(turn, at);
+            let call = &self.state.calls[at];
+            if call.status.is_none() && status != Status::Completed && call.kind == Kind::Client {
+                let (call_id, name) = (call.id.clone(), Some(call.name.clone()));
+                let status = if status == Status::Cancelled { "cancelled" } else { "failed" };
+                self.push(ToolResult { call_id, output: None, is_error: true, status: status.into(), name }.into(), None, turn);
+            }
+        }
+    }
+}
+
+fn finish_reason(status: Status) -> FinishReason {
+    match status {
+        Status::Completed => FinishReason::Unknown,
+        Status::Failed | Status::Incomplete => FinishReason::Error,
+        Status::Cancelled => FinishReason::Cancelled,
+    }
+}
