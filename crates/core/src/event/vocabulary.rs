@@ -86,8 +86,8 @@ macro_rules! vocabulary {
             }
             /// The folded state up to and with `head`, where history is missing.
             Snapshot "snapshot" control { head: u64, state: Option<Json> }
-            /// Events `from` to `to` will not come.
-            Gap "gap" control { from: u64, to: u64, reason: Text }
+            /// Events `first` to `last` will not come.
+            Gap "gap" control { first: u64, last: u64, reason: Text }
         }
     };
 }

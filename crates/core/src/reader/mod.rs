@@ -258,7 +258,7 @@ impl Reader {
             // Fell behind the log's front: what was there is told by its fold.
             entries.clear();
             let (at, state) = self.session.base_snapshot();
-            out.push(self.control(Gap { from: self.seq + 1, to: at, reason: "trimmed".into() }));
+            out.push(self.control(Gap { first: self.seq + 1, last: at, reason: "trimmed".into() }));
             out.push(self.control(Snapshot { head: at, state: Some(state) }));
             self.seq = at;
             position = self.session.page(self.seq, max, &mut entries);
@@ -272,7 +272,7 @@ impl Reader {
             }
             if seq != self.seq + 1 {
                 // Deltas that their final event covers have left from the middle.
-                out.push(self.control(Gap { from: self.seq + 1, to: seq - 1, reason: "evicted".into() }));
+                out.push(self.control(Gap { first: self.seq + 1, last: seq - 1, reason: "evicted".into() }));
             }
             self.seq = seq;
             self.ended = match &entry.event.payload {

@@ -24,7 +24,7 @@ pub use hub::Hub;
 pub use log::Entry;
 use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
-pub use turn::{Ending, TurnOptions};
+pub use turn::{Ending, Started, TurnOptions};
 
 use crate::event::{Context, Json, Payload, PayloadError, Status};
 

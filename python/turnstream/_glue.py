@@ -1,0 +1,29 @@
+"""Coroutines that the Rust side returns where a protocol asks for one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from turnstream import Turn
+
+T = TypeVar("T")
+
+
+async def returns(value: T) -> T:
+    """A coroutine that is done at once."""
+    return value
+
+
+async def enter_turn(turn: Turn) -> Turn:
+    """`async with session.turn()`: `session.cancel()` cancels the task that runs the block."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is not None:
+
+        def cancel() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(task.cancel)
+
+        turn.bind_task(cancel)
+    return turn

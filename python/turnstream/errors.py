@@ -1,0 +1,126 @@
+"""The errors of this package: one tree, each with a stable `code` for programs.
+
+A text says what was seen and where, never the payload's content.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Conflict",
+    "CursorError",
+    "CursorExpired",
+    "ForkedProcess",
+    "FrameTooLong",
+    "PayloadError",
+    "ProtocolError",
+    "ReaderBusy",
+    "SessionClosed",
+    "SourceError",
+    "TurnActive",
+    "TurnEnded",
+    "TurnstreamError",
+    "UnknownProvider",
+    "UnknownSession",
+    "UnknownStore",
+]
+
+
+class TurnstreamError(Exception):
+    """The root of all errors of this package."""
+
+    code = "error"
+
+
+class PayloadError(TurnstreamError, ValueError):
+    """An event's type or fields are not of the vocabulary."""
+
+    code = "bad_payload"
+
+
+class ProtocolError(TurnstreamError, ValueError):
+    """A provider's bytes are not what its format says; the text names provider and byte offset."""
+
+    code = "protocol_error"
+
+
+class FrameTooLong(ProtocolError):
+    """A line or an event is longer than the reader's limit."""
+
+    code = "frame_too_long"
+
+
+class UnknownProvider(ProtocolError):
+    """No provider of that name, or `auto` does not recognise the bytes."""
+
+    code = "unknown_provider"
+
+
+class SourceError(TurnstreamError):
+    """A source failed before its end: an HTTP error status, a broken connection."""
+
+    code = "source_error"
+
+    def __init__(self, message: str, *, status: int | None = None, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retryable = retryable
+
+
+class CursorError(TurnstreamError, ValueError):
+    """The text is not a cursor (`<epoch>.<seq>`)."""
+
+    code = "malformed_cursor"
+
+
+class CursorExpired(TurnstreamError):
+    """The log no longer holds what comes after the cursor, and the reader asked to be refused."""
+
+    code = "cursor_expired"
+
+
+class SessionClosed(TurnstreamError):
+    """The session has ended or was deleted; it takes no more events."""
+
+    code = "session_closed"
+
+
+class UnknownSession(TurnstreamError, LookupError):
+    """No session of that id."""
+
+    code = "unknown_session"
+
+
+class UnknownStore(TurnstreamError, ValueError):
+    """No store of that name."""
+
+    code = "unknown_store"
+
+
+class TurnActive(TurnstreamError):
+    """A turn is running; a session runs one at a time."""
+
+    code = "turn_active"
+
+
+class TurnEnded(TurnstreamError):
+    """The turn has its completion, or never started; it takes no events."""
+
+    code = "turn_ended"
+
+
+class Conflict(TurnstreamError):
+    """The same client_id came before with another input."""
+
+    code = "conflict"
+
+
+class ReaderBusy(TurnstreamError):
+    """Two tasks or threads wait on one reader; open a second reader instead."""
+
+    code = "reader_busy"
+
+
+class ForkedProcess(TurnstreamError):
+    """The object was made before a fork and cannot be used in the child."""
+
+    code = "forked_process"

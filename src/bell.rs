@@ -1,0 +1,246 @@
+//! One doorbell per event loop: how a Rust thread wakes coroutines without touching Python.
+//!
+//! A thread that has news pushes the parking's number and writes to the loop's descriptor, once, however many wait; the
+//! loop's own callback then completes the futures of all that are ready. `call_soon_threadsafe` from a foreign thread
+//! would need the interpreter at the worst of times (it aborts a process that is exiting).
+//!
+//! Invariants: 1. futures are made, held, completed and dropped on the loop's thread only; 2. a ring that comes while
+//! the callback runs is not lost: `rung` is cleared before the list is taken; 3. after a fork nothing is rung.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Wake, Waker};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::{PyTraverseError, PyVisit};
+use rustix::fd::{AsRawFd, OwnedFd};
+
+/// Rises in the child of each fork: what was made before it must not be used there.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// The process generation that an object is made in.
+pub fn generation() -> u32 {
+    // Relaxed: written only in a fresh child, which has one thread.
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// Refuses an object that was made before a fork.
+pub fn check_fork(made: u32) -> PyResult<()> {
+    if made == generation() {
+        return Ok(());
+    }
+    Err(crate::errors::raise("ForkedProcess", "made before a fork: its locks and threads are the parent's; make a new one in the child"))
+}
+
+/// What other threads may hold of a doorbell.
+struct Rope {
+    #[cfg(target_os = "linux")]
+    descriptor: OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    descriptor: OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    write: OwnedFd,
+    rung: AtomicBool,
+    ready: Mutex<Vec<u64>>,
+    made: u32,
+}
+
+impl Rope {
+    #[cfg(target_os = "linux")]
+    fn new() -> std::io::Result<Self> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { descriptor, rung: AtomicBool::new(false), ready: Mutex::default(), made: generation() })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn new() -> std::io::Result<Self> {
+        let (descriptor, write) = rustix::pipe::pipe()?;
+        for end in [&descriptor, &write] {
+            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(end, true)?;
+        }
+        Ok(Self { descriptor, write, rung: AtomicBool::new(false), ready: Mutex::default(), made: generation() })
+    }
+
+    fn ring(&self) {
+        // AcqRel: pairs with the swap in `answer`, so that whoever finds the bell already rung knows that the callback
+        // has yet to take the list.
+        if self.made != generation() || self.rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        let end = &self.descriptor;
+        #[cfg(not(target_os = "linux"))]
+        let end = &self.write;
+        // A full descriptor is a rung one; a closed loop has nobody to wake.
+        let _ = rustix::io::write(end, &1_u64.to_ne_bytes());
+    }
+}
+
+/// The loop's side of its doorbell. Lives in the loop's selector.
+#[pyclass(frozen, weakref, module = "turnstream._native")]
+pub struct Bell {
+    rope: Arc<Rope>,
+    /// Futures by parking. The mutex is never contended: invariant 1.
+    parked: Mutex<HashMap<u64, Py<PyAny>>>,
+    event_loop: Py<PyAny>,
+}
+
+/// One waiting place: a reader has one for its life.
+pub struct Parking {
+    number: u64,
+    rope: Arc<Rope>,
+}
+
+impl Wake for Parking {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rope.ready.lock().push(self.number);
+        self.rope.ring();
+    }
+}
+
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// The bell of the loop that parked last on this thread: a thread runs one loop, so this nearly always fits.
+    static LAST: RefCell<Option<Py<Bell>>> = const { RefCell::new(None) };
+}
+
+/// The running loop of this thread.
+pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let function = RUNNING.get_or_try_init(py, || Ok::<_, PyErr>(py.import("asyncio")?.getattr("get_running_loop")?.unbind()))?;
+    function.bind(py).call0()
+}
+
+impl Bell {
+    /// The bell of the running loop, hung on first use.
+    pub fn of_running_loop(py: Python<'_>) -> PyResult<Py<Self>> {
+        let event_loop = running_loop(py)?;
+        let last = LAST.with_borrow(|last| {
+            let last = last.as_ref()?;
+            let fits = last.get().event_loop.is(&event_loop) && last.get().rope.made == generation();
+            fits.then(|| last.clone_ref(py))
+        });
+        if let Some(bell) = last {
+            return Ok(bell);
+        }
+        let bells = registry(py)?;
+        let known = bells.call_method1("get", (&event_loop,))?;
+        let bell = match known.cast_into::<Self>() {
+            Ok(bell) if bell.get().rope.made == generation() => bell.unbind(),
+            _ => Self::hang(py, &event_loop, &bells)?,
+        };
+        let old = LAST.replace(Some(bell.clone_ref(py)));
+        drop(old);
+        Ok(bell)
+    }
+
+    fn hang(py: Python<'_>, event_loop: &Bound<'_, PyAny>, bells: &Bound<'_, PyAny>) -> PyResult<Py<Self>> {
+        let rope = Arc::new(Rope::new()?);
+        let descriptor = rope.descriptor.as_raw_fd();
+        let bell = Py::new(py, Self { rope, parked: Mutex::default(), event_loop: event_loop.clone().unbind() })?;
+        event_loop.call_method1("add_reader", (descriptor, bell.getattr(py, "answer")?))?;
+        bells.set_item(event_loop, &bell)?;
+        Ok(bell)
+    }
+
+    /// A new waiting place.
+    pub fn parking(&self) -> Arc<Parking> {
+        // Relaxed: only uniqueness matters.
+        Arc::new(Parking { number: NUMBERS.fetch_add(1, Ordering::Relaxed), rope: self.rope.clone() })
+    }
+
+    /// Whether `parking` is of this bell.
+    pub fn owns(&self, parking: &Parking) -> bool {
+        Arc::ptr_eq(&self.rope, &parking.rope)
+    }
+
+    /// Makes the future that `parking`'s next ring completes.
+    pub fn wait(&self, py: Python<'_>, parking: &Parking) -> PyResult<Py<PyAny>> {
+        let future = self.event_loop.call_method0(py, pyo3::intern!(py, "create_future"))?;
+        let old = self.parked.lock().insert(parking.number, future.clone_ref(py));
+        drop(old);
+        Ok(future)
+    }
+
+    /// Forgets the future of `parking`.
+    pub fn leave(&self, parking: &Parking) {
+        let old = self.parked.lock().remove(&parking.number);
+        drop(old);
+    }
+}
+
+#[pymethods]
+impl Bell {
+    /// The loop's callback: completes the futures of all that have been rung for.
+    fn answer(&self, py: Python<'_>) -> PyResult<()> {
+        let mut count = [0_u8; 64];
+        let _ = rustix::io::read(&self.rope.descriptor, &mut count);
+        self.rope.rung.swap(false, Ordering::AcqRel);
+        let ready = std::mem::take(&mut *self.rope.ready.lock());
+        for number in ready {
+            let future = self.parked.lock().remove(&number);
+            if let Some(future) = future
+                && !future.call_method0(py, pyo3::intern!(py, "done"))?.is_truthy(py)?
+            {
+                future.call_method1(py, pyo3::intern!(py, "set_result"), (py.None(),))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        if let Some(parked) = self.parked.try_lock() {
+            for future in parked.values() {
+                visit.call(future)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Loops to bells, without keeping either alive past the loop.
+fn registry(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static BELLS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let bells =
+        BELLS.get_or_try_init(py, || Ok::<_, PyErr>(py.import("weakref")?.getattr("WeakValueDictionary")?.call0()?.unbind()))?;
+    Ok(bells.bind(py).clone())
+}
+
+/// A waker of `parking`.
+pub fn waker(parking: &Arc<Parking>) -> Waker {
+    Waker::from(parking.clone())
+}
+
+#[pyfunction]
+fn _after_fork() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    LAST.with_borrow_mut(|last| {
+        if let Some(bell) = last.take() {
+            std::mem::forget(bell); // the parent's: dropping it here would run its loop's finalizers
+        }
+    });
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let hook = wrap_pyfunction!(_after_fork, module)?;
+    let os = py.import("os")?;
+    if os.hasattr("register_at_fork")? {
+        let keywords = pyo3::types::PyDict::new(py);
+        keywords.set_item("after_in_child", hook)?;
+        os.call_method("register_at_fork", (), Some(&keywords))?;
+    }
+    module.add_class::<Bell>()
+}

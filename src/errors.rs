@@ -1,0 +1,64 @@
+//! Core errors to the exceptions of `turnstream.errors`, which are plain Python and imported when first raised.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyModule;
+use turnstream_core::event::PayloadError;
+use turnstream_core::frame::FrameError;
+use turnstream_core::provider::ProtocolError;
+use turnstream_core::reader::{CursorError, ReadError};
+use turnstream_core::session::SessionError;
+
+static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+
+/// The exception `name` of `turnstream.errors` with this text.
+pub fn raise(name: &str, message: impl ToString) -> PyErr {
+    Python::attach(|py| {
+        let class = MODULE
+            .get_or_try_init(py, || py.import("turnstream.errors").map(Bound::unbind))
+            .and_then(|module| module.bind(py).getattr(name));
+        match class.and_then(|class| class.call1((message.to_string(),))) {
+            Ok(error) => PyErr::from_value(error),
+            Err(error) => error,
+        }
+    })
+}
+
+pub fn session(error: &SessionError) -> PyErr {
+    let name = match error {
+        SessionError::Closed(_) => "SessionClosed",
+        SessionError::TurnActive { .. } => "TurnActive",
+        SessionError::TurnEnded { .. } | SessionError::NoTurn { .. } => "TurnEnded",
+        SessionError::Conflict { .. } => "Conflict",
+        SessionError::Unknown => "UnknownSession",
+        SessionError::Payload(_) => "PayloadError",
+    };
+    raise(name, error)
+}
+
+pub fn payload(error: &PayloadError) -> PyErr {
+    raise("PayloadError", error)
+}
+
+pub fn cursor(error: CursorError) -> PyErr {
+    raise("CursorError", error)
+}
+
+pub fn read(error: &ReadError) -> PyErr {
+    match error {
+        ReadError::Expired { .. } => raise("CursorExpired", error),
+        ReadError::Session(error) => session(error),
+    }
+}
+
+pub fn frame(error: &FrameError) -> PyErr {
+    raise(if matches!(error, FrameError::Malformed { .. }) { "ProtocolError" } else { "FrameTooLong" }, error)
+}
+
+pub fn protocol(error: &ProtocolError) -> PyErr {
+    match error {
+        ProtocolError::UnknownProvider { .. } => raise("UnknownProvider", error),
+        ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => raise("FrameTooLong", error),
+        _ => raise("ProtocolError", error),
+    }
+}

@@ -1,0 +1,64 @@
+//! Backpressure as Python sees it: an awaitable that is done when no pacing reader lags by its window.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
+use turnstream_core::session::Session;
+
+use crate::wait::{Source, Taken, Waiter};
+
+struct Lag {
+    session: Arc<Session>,
+}
+
+impl Source for Lag {
+    fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
+        Ok(if self.session.may_produce(None) { Taken::Item(py.None()) } else { Taken::Pending })
+    }
+
+    fn park(&mut self, waker: &Waker) -> bool {
+        !self.session.may_produce(Some(waker))
+    }
+
+    fn unpark(&mut self, _waker: &Waker) {
+        // A waker that rings for nobody is harmless: every wait looks again.
+    }
+}
+
+/// Awaits to None once the producer may go on.
+#[pyclass(frozen, module = "turnstream._native")]
+pub struct Gate {
+    inner: Mutex<(Lag, Waiter)>,
+}
+
+impl Gate {
+    pub fn new(session: Arc<Session>) -> Self {
+        Self { inner: Mutex::new((Lag { session }, Waiter::default())) }
+    }
+}
+
+#[pymethods]
+impl Gate {
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let mut inner = self.inner.lock();
+        let (lag, waiter) = &mut *inner;
+        waiter.step(py, lag)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.inner.try_lock().map_or(Ok(()), |inner| inner.1.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        if let Some(mut inner) = self.inner.try_lock() {
+            inner.1.clear();
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! Readers as Python sees them: events one by one or in batches, or frames as bytes.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+use pyo3::{PyTraverseError, PyVisit};
+use turnstream_core::encode::native::FrameStream;
+use turnstream_core::event::Class;
+use turnstream_core::reader::{self as core, Item, Poll};
+
+use crate::wait::{Source, Taken, Waiter, block};
+use crate::{errors, event};
+
+/// How many events are fetched under one lock; they wait here, shared with the log.
+const FETCH: usize = 128;
+
+pub struct EventSource {
+    reader: core::Reader,
+    fetched: VecDeque<Item>,
+    scratch: Vec<Item>,
+    /// The seq of the last event that was handed out.
+    consumed: u64,
+    batch: Option<usize>,
+}
+
+impl EventSource {
+    fn next(&mut self) -> Result<Option<Item>, Poll> {
+        if let Some(item) = self.fetched.pop_front() {
+            return Ok(Some(item));
+        }
+        match self.reader.poll(FETCH, &mut self.scratch) {
+            Poll::Ready => {
+                self.fetched.extend(self.scratch.drain(..));
+                Ok(self.fetched.pop_front())
+            }
+            other => {
+                // An idle reader is a cursor: its buffers go.
+                self.fetched = VecDeque::new();
+                self.scratch = Vec::new();
+                Err(other)
+            }
+        }
+    }
+
+    fn hand_out(&mut self, py: Python<'_>, item: Item) -> PyResult<Py<PyAny>> {
+        if item.event().payload.class() != Class::Control {
+            self.consumed = item.event().seq;
+        }
+        event::wrap(py, item.into_entry())
+    }
+}
+
+impl Source for EventSource {
+    fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
+        let item = match self.next() {
+            Ok(Some(item)) => item,
+            Ok(None) | Err(Poll::Pending | Poll::Ready) => return Ok(Taken::Pending),
+            Err(Poll::End) => return Ok(Taken::End),
+        };
+        let Some(max) = self.batch else { return Ok(Taken::Item(self.hand_out(py, item)?)) };
+        let mut batch = Vec::with_capacity(max.min(FETCH));
+        batch.push(self.hand_out(py, item)?);
+        while batch.len() < max {
+            // The first item decides whether there is a batch; an end found here is found again by the next take.
+            let Ok(Some(item)) = self.next() else { break };
+            batch.push(self.hand_out(py, item)?);
+        }
+        Ok(Taken::Item(PyList::new(py, batch)?.into_any().unbind()))
+    }
+
+    fn park(&mut self, waker: &Waker) -> bool {
+        self.reader.park(waker)
+    }
+
+    fn unpark(&mut self, waker: &Waker) {
+        self.reader.unpark(waker);
+    }
+}
+
+struct Both<S> {
+    source: S,
+    waiter: Waiter,
+}
+
+fn busy() -> PyErr {
+    errors::raise("ReaderBusy", "another thread is reading; open a second reader instead")
+}
+
+fn step<S: Source>(py: Python<'_>, both: &Mutex<Both<S>>) -> PyResult<Option<Py<PyAny>>> {
+    let mut both = both.try_lock().ok_or_else(busy)?;
+    let Both { source, waiter } = &mut *both;
+    waiter.step(py, source)
+}
+
+fn step_blocking<S: Source + Send>(py: Python<'_>, both: &Mutex<Both<S>>) -> PyResult<Option<Py<PyAny>>> {
+    block::<S>(py, |act| act(&mut both.try_lock().ok_or_else(busy)?.source))
+}
+
+/// A cursor into a session's log: an async iterator of events, and (`iter(reader)`) a blocking one.
+#[pyclass(frozen, weakref, module = "turnstream")]
+pub struct Reader {
+    both: Mutex<Both<EventSource>>,
+    made: u32,
+}
+
+impl Reader {
+    pub fn new(reader: core::Reader) -> Self {
+        let consumed = reader.cursor().seq();
+        let source = EventSource { reader, fetched: VecDeque::new(), scratch: Vec::new(), consumed, batch: None };
+        Self { both: Mutex::new(Both { source, waiter: Waiter::default() }), made: crate::bell::generation() }
+    }
+}
+
+#[pymethods]
+impl Reader {
+    fn __aiter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __anext__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        step(py, &self.both)
+    }
+
+    fn __iter__(slf: Py<Self>) -> PyResult<BlockingReader> {
+        crate::bell::check_fork(slf.get().made)?;
+        Ok(BlockingReader { reader: slf })
+    }
+
+    /// Lists of up to `max_events` events, all that are ready, at least one. The reader itself then yields nothing until
+    /// the batches are left.
+    #[pyo3(signature = (max_events = 64))]
+    fn batches(slf: Py<Self>, max_events: usize) -> PyResult<Batches> {
+        if max_events == 0 {
+            return Err(pyo3::exceptions::PyValueError::new_err("max_events: expected at least 1"));
+        }
+        Ok(Batches { reader: slf, max_events })
+    }
+
+    /// Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out.
+    #[getter]
+    fn cursor(&self) -> PyResult<String> {
+        let both = self.both.try_lock().ok_or_else(busy)?;
+        Ok(format!("{}.{}", both.source.reader.session().epoch(), both.source.consumed))
+    }
+
+    /// How the cursor was taken: live, resumed, caught_up, trimmed, other_epoch, ahead, finished.
+    #[getter]
+    fn status(&self) -> PyResult<&'static str> {
+        Ok(self.both.try_lock().ok_or_else(busy)?.source.reader.status().as_str())
+    }
+
+    /// Ends the iteration, also of a task that is parked in it. A second call does nothing.
+    fn close(&self) {
+        let mut both = self.both.lock();
+        both.source.reader.close();
+        both.source.fetched = VecDeque::new();
+        let waker = both.waiter.parked_waker();
+        drop(both);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn __aenter__<'py>(slf: Bound<'py, Self>, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        py.import("turnstream._glue")?.call_method1("returns", (slf,))
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __aexit__<'py>(&self, py: Python<'py>, _error: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        self.close();
+        py.import("turnstream._glue")?.call_method1("returns", (py.None(),))
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, _error: &Bound<'_, PyAny>) {
+        self.close();
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.both.try_lock().map_or(Ok(()), |both| both.waiter.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        if let Some(mut both) = self.both.try_lock() {
+            both.waiter.clear();
+        }
+    }
+}
+
+/// The blocking face of a reader.
+#[pyclass(frozen, module = "turnstream._native")]
+pub struct BlockingReader {
+    reader: Py<Reader>,
+}
+
+#[pymethods]
+impl BlockingReader {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        step_blocking(py, &self.reader.get().both)
+    }
+}
+
+/// The batches of a reader; see `Reader.batches`.
+#[pyclass(frozen, module = "turnstream._native")]
+pub struct Batches {
+    reader: Py<Reader>,
+    max_events: usize,
+}
+
+impl Batches {
+    fn batched<T>(&self, act: impl FnOnce(&Mutex<Both<EventSource>>) -> PyResult<T>) -> PyResult<T> {
+        let both = &self.reader.get().both;
+        both.try_lock().ok_or_else(busy)?.source.batch = Some(self.max_events);
+        let result = act(both);
+        if let Some(mut both) = both.try_lock() {
+            both.source.batch = None;
+        }
+        result
+    }
+}
+
+#[pymethods]
+impl Batches {
+    fn __aiter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __anext__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.batched(|both| step(py, both))
+    }
+
+    fn __iter__(slf: Py<Self>) -> BlockingBatches {
+        BlockingBatches { batches: slf }
+    }
+}
+
+/// The blocking face of batches.
+#[pyclass(frozen, module = "turnstream._native")]
+pub struct BlockingBatches {
+    batches: Py<Batches>,
+}
+
+#[pymethods]
+impl BlockingBatches {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.batches.get().batched(|both| step_blocking(py, both))
+    }
+}
+
+pub struct ChunkSource {
+    stream: FrameStream,
+    scratch: Vec<u8>,
+    heartbeat_due: bool,
+    ended: bool,
+}
+
+impl Source for ChunkSource {
+    fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
+        self.scratch.clear();
+        let poll = if self.ended { Poll::End } else { self.stream.poll(&mut self.scratch) };
+        if poll == Poll::Pending && std::mem::take(&mut self.heartbeat_due) {
+            self.stream.write_heartbeat(&mut self.scratch);
+        }
+        self.heartbeat_due = false;
+        if !self.scratch.is_empty() {
+            let chunk = PyBytes::new(py, &self.scratch).into_any().unbind();
+            self.scratch.clear();
+            return Ok(Taken::Item(chunk));
+        }
+        self.scratch = Vec::new();
+        Ok(if poll == Poll::End { Taken::End } else { Taken::Pending })
+    }
+
+    fn park(&mut self, waker: &Waker) -> bool {
+        !self.ended && self.stream.reader().park(waker)
+    }
+
+    fn unpark(&mut self, waker: &Waker) {
+        self.stream.reader().unpark(waker);
+    }
+}
+
+/// Encoded frames of a session's log: each item is all frames that are ready, as bytes.
+#[pyclass(frozen, weakref, module = "turnstream")]
+pub struct FrameReader {
+    both: Mutex<Both<ChunkSource>>,
+    /// How the cursor was taken, as in `stream_open`.
+    #[pyo3(get)]
+    status: &'static str,
+    heartbeat: Duration,
+    silence: Mutex<Silence>,
+}
+
+/// The heartbeat's clock: one timer a connection, set again only when it fires, so that it costs nothing per event.
+#[derive(Default)]
+struct Silence {
+    since: Option<Instant>,
+    timer: Option<Py<PyAny>>,
+}
+
+impl FrameReader {
+    pub fn new(stream: FrameStream, heartbeat: Duration) -> Self {
+        let status = stream.status().as_str();
+        let source = ChunkSource { stream, scratch: Vec::new(), heartbeat_due: false, ended: false };
+        Self { both: Mutex::new(Both { source, waiter: Waiter::default() }), status, heartbeat, silence: Mutex::default() }
+    }
+
+    fn set_timer(slf: &Bound<'_, Self>, delay: Duration) -> PyResult<()> {
+        let py = slf.py();
+        let event_loop = crate::bell::running_loop(py)?;
+        let timer = event_loop.call_method1(pyo3::intern!(py, "call_later"), (delay.as_secs_f64(), slf.getattr("_tick")?))?;
+        let old = slf.get().silence.lock().timer.replace(timer.unbind());
+        drop(old);
+        Ok(())
+    }
+
+    fn stop_timer(&self, py: Python<'_>) -> PyResult<()> {
+        let timer = self.silence.lock().timer.take();
+        timer.map_or(Ok(()), |timer| timer.call_method0(py, "cancel").map(drop))
+    }
+
+    fn wake(&self, change: impl FnOnce(&mut ChunkSource)) {
+        let mut both = self.both.lock();
+        change(&mut both.source);
+        let waker = both.waiter.parked_waker();
+        drop(both);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[pymethods]
+impl FrameReader {
+    fn __aiter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __anext__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
+        let py = slf.py();
+        let this = slf.get();
+        let stepped = step(py, &this.both);
+        match &stepped {
+            Ok(Some(parked)) if !parked.is_none(py) && !this.heartbeat.is_zero() => {
+                let mut silence = this.silence.lock();
+                silence.since = Some(Instant::now());
+                let running = silence.timer.is_some();
+                drop(silence);
+                if !running {
+                    Self::set_timer(slf, this.heartbeat)?;
+                }
+            }
+            Err(end) if end.is_instance_of::<pyo3::exceptions::PyStopAsyncIteration>(py) => this.stop_timer(py)?,
+            _ => {}
+        }
+        stepped
+    }
+
+    /// The timer's callback, on the loop's thread.
+    fn _tick(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        let mut silence = this.silence.lock();
+        let fired = silence.timer.take();
+        let silent = silence.since.map_or(Duration::ZERO, |since| since.elapsed());
+        drop(silence);
+        drop(fired);
+        if this.both.lock().waiter.parked_waker().is_none() {
+            return Ok(()); // not silent: the next wait sets the timer again
+        }
+        // A timer may fire a little early by the other clock.
+        if silent + Duration::from_millis(5) >= this.heartbeat {
+            this.wake(|source| source.heartbeat_due = true);
+            return Ok(());
+        }
+        Self::set_timer(slf, this.heartbeat - silent)
+    }
+
+    fn __iter__(slf: Py<Self>) -> BlockingFrameReader {
+        BlockingFrameReader { reader: slf }
+    }
+
+    /// Ends the iteration, also of a task that is parked in it. A second call does nothing.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.wake(|source| {
+            source.ended = true;
+            source.stream.reader().close();
+        });
+        self.stop_timer(py)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(silence) = self.silence.try_lock()
+            && let Some(timer) = &silence.timer
+        {
+            visit.call(timer)?;
+        }
+        self.both.try_lock().map_or(Ok(()), |both| both.waiter.traverse(&visit))
+    }
+
+    fn __clear__(&self) {
+        if let Some(mut both) = self.both.try_lock() {
+            both.waiter.clear();
+        }
+    }
+}
+
+/// The blocking face of a frame reader; it has no heartbeats.
+#[pyclass(frozen, module = "turnstream._native")]
+pub struct BlockingFrameReader {
+    reader: Py<FrameReader>,
+}
+
+#[pymethods]
+impl BlockingFrameReader {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        step_blocking(py, &self.reader.get().both)
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Reader>()?;
+    module.add_class::<FrameReader>()
+}

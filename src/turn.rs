@@ -1,0 +1,260 @@
+//! Turns and emitters as Python sees them.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3::{PyTraverseError, PyVisit};
+use turnstream_core::event::{Payload, Status};
+use turnstream_core::session::{self as core, Ending, Started};
+
+use crate::bell::check_fork;
+use crate::hub::Session;
+use crate::{convert, errors};
+
+fn emit(
+    session: &core::Session,
+    turn: Option<u32>,
+    kind: &str,
+    payload: Option<&Bound<'_, PyAny>>,
+    fields: Option<&Bound<'_, PyDict>>,
+) -> PyResult<u64> {
+    let object = convert::object_to_json(payload, fields)?;
+    let (payload, extra) = Payload::from_json(kind, &object).map_err(|error| errors::payload(&error))?;
+    session.emit(turn, payload, extra).map_err(|error| errors::session(&error))
+}
+
+/// `emit(type, payload=None, *, turn=None, **fields) -> seq`: appends one event to a session, from any thread.
+///
+/// Without `turn`, the running one is meant, or the session itself where none runs. PayloadError where type or fields
+/// are not of the vocabulary, TurnEnded after the turn's completion, SessionClosed after the session's end.
+#[pyclass(frozen, weakref, module = "turnstream")]
+pub struct Emitter {
+    pub session: Arc<core::Session>,
+    pub made: u32,
+}
+
+#[pymethods]
+impl Emitter {
+    #[pyo3(signature = (r#type, payload = None, *, turn = None, **fields))]
+    fn __call__(
+        &self,
+        r#type: &str,
+        payload: Option<&Bound<'_, PyAny>>,
+        turn: Option<u32>,
+        fields: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<u64> {
+        check_fork(self.made)?;
+        emit(&self.session, turn, r#type, payload, fields)
+    }
+}
+
+/// One request and its answer. However it is left, it leaves exactly one `completion` behind.
+#[pyclass(frozen, weakref, module = "turnstream")]
+pub struct Turn {
+    session: Session,
+    /// Counts from 1 within the session.
+    #[pyo3(get)]
+    number: u32,
+    /// Whether this call started it; false for one that an earlier request of the same client id started.
+    #[pyo3(get)]
+    started: bool,
+    before: u64,
+    input: Mutex<Option<Py<PyAny>>>,
+    /// A turn that is forgotten without an end is ended as failed.
+    owns: bool,
+}
+
+impl Turn {
+    pub fn new(session: Session, started: &Started, input: Option<Py<PyAny>>) -> Self {
+        let Started { turn, before, new } = *started;
+        Self { session, number: turn, started: new, before, input: Mutex::new(input), owns: new }
+    }
+
+    fn core(&self) -> PyResult<&Arc<core::Session>> {
+        check_fork(self.session.made)?;
+        Ok(&self.session.session)
+    }
+
+    /// Ends the turn by the exception that left its block.
+    fn leave(&self, error: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let session = self.core()?;
+        let Some(error) = error.filter(|error| !error.is_none()) else {
+            session.end_turn(self.number, Ending::default());
+            return Ok(());
+        };
+        let name = error.get_type().name()?.to_string();
+        if matches!(name.as_str(), "CancelledError" | "GeneratorExit" | "KeyboardInterrupt") {
+            session.cancel(if name == "KeyboardInterrupt" { "interrupted" } else { "cancelled" });
+            return Ok(());
+        }
+        self.fail_with(&name, error)
+    }
+
+    fn fail_with(&self, name: &str, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let code = error.getattr("code").ok().and_then(|code| code.extract::<String>().ok()).unwrap_or_else(|| "agent_error".to_owned());
+        let text = error.str().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
+        let message = if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
+        self.core()?.fail_turn(self.number, &code, &message);
+        Ok(())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.owns && self.session.made == crate::bell::generation() {
+            let abandoned = "the turn was forgotten without an end";
+            self.session.session.fail_turn(self.number, "abandoned", abandoned);
+        }
+    }
+}
+
+#[pymethods]
+impl Turn {
+    /// The session.
+    #[getter]
+    fn session(&self) -> Session {
+        Session { session: self.session.session.clone(), made: self.session.made }
+    }
+
+    /// What the request brought, untouched.
+    #[getter]
+    fn input(&self, py: Python<'_>) -> Py<PyAny> {
+        self.input.lock().as_ref().map_or_else(|| py.None(), |input| input.clone_ref(py))
+    }
+
+    /// The cursor before its `turn_start`: a reader from there sees all of it.
+    #[getter]
+    fn cursor(&self) -> String {
+        format!("{}.{}", self.session.session.epoch(), self.before)
+    }
+
+    /// Whether it was cancelled.
+    #[getter]
+    fn cancelled(&self) -> bool {
+        self.session.session.is_cancelled(self.number)
+    }
+
+    /// Whether it has its completion.
+    #[getter]
+    fn ended(&self) -> bool {
+        !self.session.session.is_running(self.number)
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    /// Ends the turn: completed; failed, after an `error`, if an exception leaves the block; cancelled on cancellation.
+    #[pyo3(signature = (_kind, error, _trace))]
+    fn __exit__(&self, _kind: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>, _trace: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.leave(Some(error))
+    }
+
+    fn __aenter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("turnstream._glue")?.call_method1("enter_turn", (slf,))
+    }
+
+    #[pyo3(signature = (_kind, error, _trace))]
+    fn __aexit__<'py>(
+        &self,
+        py: Python<'py>,
+        _kind: &Bound<'py, PyAny>,
+        error: &Bound<'py, PyAny>,
+        _trace: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.leave(Some(error))?;
+        py.import("turnstream._glue")?.call_method1("returns", (py.None(),))
+    }
+
+    /// Appends one event of this turn; returns its seq. TurnEnded after the completion.
+    #[pyo3(signature = (r#type, payload = None, **fields))]
+    fn emit(&self, r#type: &str, payload: Option<&Bound<'_, PyAny>>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<u64> {
+        emit(self.core()?, Some(self.number), r#type, payload, fields)
+    }
+
+    /// A feed: a provider's bytes straight into the log, without a Python object per event.
+    #[pyo3(signature = (provider = "auto", *, strict = false))]
+    fn normalizer(&self, provider: &str, strict: bool) -> PyResult<crate::provider::TurnFeed> {
+        crate::provider::TurnFeed::new(self.core()?.clone(), self.number, provider, strict)
+    }
+
+    /// Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
+    #[pyo3(signature = (source, provider = "auto", *, strict = false))]
+    fn relay<'py>(slf: &Bound<'py, Self>, source: &Bound<'py, PyAny>, provider: &str, strict: bool) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        slf.get().core()?;
+        py.import("turnstream.relay")?.call_method1("relay", (slf, source, provider, strict))
+    }
+
+    /// Ends the turn. `result`, a text, is the message where no other said anything. A second call does nothing.
+    #[pyo3(signature = (result = None, *, status = None, reason = None))]
+    fn complete(&self, result: Option<&str>, status: Option<&str>, reason: Option<&str>) -> PyResult<()> {
+        let parse = |word| Status::parse(word).ok_or_else(|| PyValueError::new_err("status: expected completed, failed, cancelled or incomplete"));
+        let status = status.map(parse).transpose()?;
+        let ending = Ending { status, reason: reason.map(Into::into), error: None, fallback: result.map(Into::into) };
+        self.core()?.end_turn(self.number, ending);
+        Ok(())
+    }
+
+    /// Logs a fatal `error` and ends the turn as failed. A second call does nothing.
+    #[pyo3(signature = (error, *, code = None))]
+    fn fail(&self, error: &Bound<'_, PyAny>, code: Option<&str>) -> PyResult<()> {
+        match (error.extract::<String>(), code) {
+            (Ok(text), code) => {
+                self.core()?.fail_turn(self.number, code.unwrap_or("agent_error"), &text);
+                Ok(())
+            }
+            (Err(_), Some(code)) => {
+                let text = error.str()?.to_string_lossy().into_owned();
+                self.core()?.fail_turn(self.number, code, &text);
+                Ok(())
+            }
+            (Err(_), None) => self.fail_with(error.get_type().name()?.to_string().as_str(), error),
+        }
+    }
+
+    /// What `session.cancel()` calls, once, on the thread that cancels, to stop the work.
+    fn bind_task(&self, cancel: Py<PyAny>) -> PyResult<()> {
+        let hook = move || {
+            Python::attach(|py| {
+                if let Err(error) = cancel.call0(py) {
+                    error.write_unraisable(py, Some(cancel.bind(py)));
+                }
+            });
+        };
+        self.core()?.on_cancel(self.number, Box::new(hook));
+        Ok(())
+    }
+
+    /// Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure.
+    fn ready<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let gate = crate::pace::Gate::new(slf.get().core()?.clone());
+        Ok(Bound::new(slf.py(), gate)?.into_any())
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Turn {} of {:?}{}>", self.number, &**self.session.session.id(), if self.ended() { " ended" } else { "" })
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(input) = self.input.try_lock()
+            && let Some(input) = &*input
+        {
+            visit.call(input)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let input = self.input.try_lock().and_then(|mut input| input.take());
+        drop(input);
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Emitter>()?;
+    module.add_class::<Turn>()
+}
