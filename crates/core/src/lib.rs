@@ -4,6 +4,7 @@
 //! [`frame`] (bytes to frames), [`provider`] (frames to events), [`session`] (the log and the turn's life),
 //! [`reader`] (cursors, merging, wake-ups), [`encode`] (events to what one kind of client reads).
 
+pub mod encode;
 pub mod event;
 pub mod frame;
 pub mod provider;

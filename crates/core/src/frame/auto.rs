@@ -217,3 +217,146 @@ fn begins_json(line: &[u8]) -> bool {
         None => line.first() == Some(&b'{'),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything said, as text: `name|data` of frames, `!offset reason` of errors.
+    fn read(limits: Limits, chunks: &[&[u8]]) -> Vec<String> {
+        let mut said = Vec::new();
+        let mut out = |item: Result<Frame<'_>, FrameError>| {
+            said.push(match item {
+                Ok(frame) => format!("{}|{}", frame.event, std::str::from_utf8(frame.data).unwrap()),
+                Err(FrameError::Malformed { format, offset, reason }) => format!("!{offset} {format}: {reason}"),
+                Err(fatal) => format!("!!{fatal}"),
+            });
+        };
+        let mut reader = FrameReader::new(Format::Auto, limits);
+        for chunk in chunks {
+            reader.feed(chunk, &mut out);
+        }
+        reader.finish(&mut out);
+        reader.feed(b"data: after the end\n\n", &mut out);
+        said
+    }
+
+    fn said(input: &str) -> Vec<String> {
+        let whole = read(Limits::default(), &[input.as_bytes()]);
+        assert_eq!(read(Limits::default(), &input.as_bytes().chunks(1).collect::<Vec<_>>()), whole, "{input:?}");
+        whole
+    }
+
+    #[test]
+    fn the_first_byte_tells_the_format() {
+        for start in ["", "\u{feff}", "\r\n \t", "\u{feff}\n"] {
+            assert_eq!(said(&format!("{start}data: a\n\n")), ["|a"]);
+            assert_eq!(said(&format!("{start}: hi\nevent: e\ndata: a\n\n")), ["e|a"]);
+            assert_eq!(said(&format!("{start}{{\"a\":1}}\n{{}}")), ["|{\"a\":1}", "|{}"]);
+            assert_eq!(said(&format!("{start}[{{\"a\":1}}\r\n,\r\n{{}}]")), ["|{\"a\":1}", "|{}"]);
+        }
+        assert_eq!(said(""), [""; 0]);
+        assert_eq!(said("\u{feff} \n"), [""; 0]);
+    }
+
+    #[test]
+    fn offsets_count_from_the_first_byte() {
+        let offsets = |input: &[u8]| {
+            let mut offsets = Vec::new();
+            let mut reader = FrameReader::new(Format::Auto, Limits::default());
+            reader.feed(input, &mut |item| offsets.push(item.unwrap().offset));
+            offsets
+        };
+        assert_eq!(offsets(b"\xEF\xBB\xBF\ndata: a\n\nid: 1\r\ndata: b\r\n\r\nerror: c\n{\n}\n"), [4, 13, 31, 40]);
+        assert_eq!(offsets(b"\n[{},\n{}]"), [2, 6]);
+    }
+
+    #[test]
+    fn the_end_of_input_ends_the_last_event() {
+        assert_eq!(said("data: a\n\ndata: b"), ["|a", "|b"]);
+        assert_eq!(said("data: a\n\ndata: b\r\n"), ["|a", "|b"]);
+    }
+
+    #[test]
+    fn a_field_named_error_is_a_frame() {
+        assert_eq!(said("data: a\n\nerror: {\"detail\":1}\n\n"), ["|a", "error|{\"detail\":1}"]);
+        assert_eq!(said("error: cut off"), ["error|cut off"]);
+    }
+
+    #[test]
+    fn a_bare_json_body_between_events_is_a_frame() {
+        let error = "{\n  \"error\": {\n    \"code\": 499,\n    \"data\": [\n    ]\n  }\n}";
+        assert_eq!(said(&format!("data: a\n\n{error}\n")), ["|a".to_owned(), format!("|{error}")]);
+        assert_eq!(said(&format!("data: a\n\n{error}\n\ndata: b\n\n")), ["|a".to_owned(), format!("|{error}"), "|b".to_owned()]);
+        assert_eq!(said("data: a\n\n[{\"error\":1}]"), ["|a", "|{\"error\":1}"]);
+        assert_eq!(said("data: a\n\n[\n{}\n]\n"), ["|a", "|{}"]);
+    }
+
+    #[test]
+    fn a_bare_body_that_breaks_off_is_said_and_costs_no_event() {
+        assert_eq!(said("data: a\n\n{\"x\": [\ndata: b\n\n"), ["|a", "!9 json: the input ends inside an object", "|b"]);
+    }
+
+    #[test]
+    fn unknown_fields_and_a_bare_done_are_no_frames() {
+        assert_eq!(said("data: a\nx-status: 200\n\n[DONE]\n\n"), ["|a"]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_stream_are_said_to_be_none() {
+        assert_eq!(said("<html>\n<body>busy</body>\n"), ["!0 sse: no event in the whole input"]);
+        assert_eq!(said(": only a heartbeat\n\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_fatal_error_is_the_last_thing_said() {
+        let limits = Limits { max_line_bytes: 20, max_event_bytes: 5 };
+        assert_eq!(
+            read(limits, &[b"data: 12345\n\ndata: 123456\n\ndata: 1\n\n"]),
+            ["|12345", "!!event at byte 13 is larger than 5 bytes"]
+        );
+        assert_eq!(
+            read(limits, &[b"data: 1\n\n{\n 3456}\ndata: 2\n\n", b"data: 3\n\n"]),
+            ["|1", "!!event at byte 9 is larger than 5 bytes"]
+        );
+        assert_eq!(read(limits, &[b"{}{\"a\":1}{}"]), ["|{}", "!!event at byte 2 is larger than 5 bytes"]);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+        #[test]
+        fn any_split_equals_the_whole(
+            pieces in proptest::collection::vec(proptest::sample::select(&PIECES[..]), 0..20),
+            cuts in proptest::collection::vec(0_usize..120, 0..8),
+            limit in 4_usize..40,
+        ) {
+            let input = pieces.concat();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(input.len())).collect();
+            cuts.extend([0, input.len()]);
+            cuts.sort_unstable();
+            let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &input[pair[0]..pair[1]]).collect();
+            let limits = Limits { max_line_bytes: limit, max_event_bytes: limit };
+            proptest::prop_assert_eq!(read(limits, &chunks), read(limits, &[&input]));
+        }
+    }
+
+    const PIECES: [&[u8]; 17] = [
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"data: x\n\n",
+        b"data: {}\n",
+        b"error: e\n",
+        b": c\n",
+        b"{",
+        b"}\n",
+        b"{\"a\":[\n",
+        b"]}\n",
+        b"[",
+        b"]\n",
+        b"\xEF\xBB\xBF",
+        b"\xEF\xBB",
+        b"\"",
+        b"event: e\n",
+    ];
+}
