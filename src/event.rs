@@ -12,7 +12,7 @@ use turnstream_core::session::Entry;
 use crate::{convert, errors};
 
 /// One immutable fact: `type`, `seq`, `session`, `turn`, `round`, `time`, `backend`, and its own fields.
-#[pyclass(subclass, frozen, weakref, module = "turnstream")]
+#[pyclass(subclass, frozen, module = "turnstream")]
 pub struct Event {
     entry: Arc<Entry>,
 }

@@ -14,7 +14,7 @@ use turnstream_core::session::{self as core, TurnOptions};
 use crate::bell::{check_fork, generation};
 use crate::reader::{FrameReader, Reader};
 use crate::turn::{Emitter, Turn};
-use crate::{convert, errors};
+use crate::{convert, errors, slots};
 
 /// Events by which a pacing reader may lag before the producer waits.
 const PACE_WINDOW: u64 = 256;
@@ -219,11 +219,19 @@ impl Session {
 
     /// A reader: an async iterator of events, and a blocking one. Malformed cursors raise CursorError.
     #[pyo3(signature = (after = None, follow = "turn", *, pace = false, deltas = "exact", on_trim = "snapshot"))]
-    fn read(&self, after: Option<&str>, follow: &str, pace: bool, deltas: &str, on_trim: &str) -> PyResult<Reader> {
+    fn read(
+        &self,
+        py: Python<'_>,
+        after: Option<&str>,
+        follow: &str,
+        pace: bool,
+        deltas: &str,
+        on_trim: &str,
+    ) -> PyResult<Py<PyAny>> {
         check_fork(self.made)?;
         let options = read_options(after, follow, deltas, on_trim, pace)?;
         let reader = core_reader::Reader::open(&self.session, &options).map_err(|error| errors::read(&error))?;
-        Ok(Reader::new(reader))
+        slots::make(py, Reader::new(reader))
     }
 
     /// The same log as encoded frames: each item is all frames that are ready, up to about `max_bytes`; `stream_open`
@@ -235,6 +243,7 @@ impl Session {
     #[allow(clippy::too_many_arguments, reason = "keyword arguments")]
     fn frames(
         &self,
+        py: Python<'_>,
         after: Option<&str>,
         follow: &str,
         format: &str,
@@ -244,7 +253,7 @@ impl Session {
         max_bytes: usize,
         limit: Option<u64>,
         retry_ms: Option<u64>,
-    ) -> PyResult<FrameReader> {
+    ) -> PyResult<Py<PyAny>> {
         check_fork(self.made)?;
         let read = read_options(after, follow, deltas, on_trim, false)?;
         let format = if flag("format", format, "sse", "ndjson")? { Format::Ndjson } else { Format::Sse };
@@ -252,7 +261,7 @@ impl Session {
             .map_err(|_| PyValueError::new_err("heartbeat_s: expected seconds, 0 for none"))?;
         let options = StreamOptions { format, heartbeat_s, max_bytes, limit, retry_ms };
         let stream = FrameStream::open(&self.session, &read, options).map_err(|error| errors::read(&error))?;
-        Ok(FrameReader::new(stream, heartbeat))
+        slots::make(py, FrameReader::new(stream, heartbeat))
     }
 
     /// The status page: state, turn, epoch, head, earliest, cursor, progress, usage, error, readers, started, updated.

@@ -8,6 +8,7 @@ mod hub;
 mod pace;
 mod provider;
 mod reader;
+mod slots;
 mod turn;
 mod wait;
 

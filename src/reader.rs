@@ -1,17 +1,20 @@
 //! Readers as Python sees them: events one by one or in batches, or frames as bytes.
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyList, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::encode::native::FrameStream;
 use turnstream_core::event::Class;
 use turnstream_core::reader::{self as core, Item, Poll};
 
+use crate::slots::{self, Awaited, Sent};
 use crate::wait::{Source, Taken, Waiter, block};
 use crate::{errors, event};
 
@@ -101,7 +104,7 @@ fn step_blocking<S: Source + Send>(py: Python<'_>, both: &Mutex<Both<S>>) -> PyR
 }
 
 /// A cursor into a session's log: an async iterator of events, and (`iter(reader)`) a blocking one.
-#[pyclass(frozen, weakref, module = "turnstream")]
+#[pyclass(frozen, subclass, weakref, name = "_Reader", module = "turnstream._native")]
 pub struct Reader {
     both: Mutex<Both<EventSource>>,
     made: u32,
@@ -115,8 +118,28 @@ impl Reader {
     }
 }
 
+impl Awaited for Reader {
+    fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
+        let mut both = slf.get().both.try_lock().ok_or_else(busy)?;
+        let Both { source, waiter } = &mut *both;
+        waiter.send(slf.py(), source)
+    }
+
+    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
+        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        &SUBTYPE
+    }
+
+    const FULL_NAME: &'static CStr = c"turnstream.Reader";
+}
+
 #[pymethods]
 impl Reader {
+    #[new]
+    fn made() -> PyResult<Self> {
+        slots::pending()
+    }
+
     fn __aiter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
@@ -141,11 +164,11 @@ impl Reader {
     /// Lists of up to `max_events` events, all that are ready, at least one. The reader itself then yields nothing until
     /// the batches are left.
     #[pyo3(signature = (max_events = 64))]
-    fn batches(slf: Py<Self>, max_events: usize) -> PyResult<Batches> {
+    fn batches(slf: &Bound<'_, Self>, max_events: usize) -> PyResult<Py<PyAny>> {
         if max_events == 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("max_events: expected at least 1"));
         }
-        Ok(Batches { reader: slf, max_events })
+        slots::make(slf.py(), Batches { reader: slf.clone().unbind(), max_events })
     }
 
     /// Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out.
@@ -221,7 +244,7 @@ impl BlockingReader {
 }
 
 /// The batches of a reader; see `Reader.batches`.
-#[pyclass(frozen, module = "turnstream._native")]
+#[pyclass(frozen, subclass, name = "_Batches", module = "turnstream._native")]
 pub struct Batches {
     reader: Py<Reader>,
     max_events: usize,
@@ -239,8 +262,34 @@ impl Batches {
     }
 }
 
+impl Awaited for Batches {
+    fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
+        slf.get().batched(|both| {
+            let mut both = both.try_lock().ok_or_else(busy)?;
+            let Both { source, waiter } = &mut *both;
+            waiter.send(slf.py(), source)
+        })
+    }
+
+    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
+        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        &SUBTYPE
+    }
+
+    const FULL_NAME: &'static CStr = c"turnstream.Batches";
+}
+
 #[pymethods]
 impl Batches {
+    #[new]
+    fn made() -> PyResult<Self> {
+        slots::pending()
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.reader)
+    }
+
     fn __aiter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
@@ -313,7 +362,7 @@ impl Source for ChunkSource {
 }
 
 /// Encoded frames of a session's log: each item is all frames that are ready, as bytes.
-#[pyclass(frozen, weakref, module = "turnstream")]
+#[pyclass(frozen, subclass, weakref, name = "_FrameReader", module = "turnstream._native")]
 pub struct FrameReader {
     both: Mutex<Both<ChunkSource>>,
     /// How the cursor was taken, as in `stream_open`.
@@ -362,8 +411,44 @@ impl FrameReader {
     }
 }
 
+impl Awaited for FrameReader {
+    fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
+        let (py, this) = (slf.py(), slf.get());
+        let mut both = this.both.try_lock().ok_or_else(busy)?;
+        let Both { source, waiter } = &mut *both;
+        let stepped = waiter.send(py, source);
+        drop(both);
+        match &stepped {
+            Ok(Sent::Yield(parked)) if !parked.is_none(py) && !this.heartbeat.is_zero() => {
+                let mut silence = this.silence.lock();
+                silence.since = Some(Instant::now());
+                let running = silence.timer.is_some();
+                drop(silence);
+                if !running {
+                    Self::set_timer(slf, this.heartbeat)?;
+                }
+            }
+            Err(end) if end.is_instance_of::<pyo3::exceptions::PyStopAsyncIteration>(py) => this.stop_timer(py)?,
+            _ => {}
+        }
+        stepped
+    }
+
+    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
+        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        &SUBTYPE
+    }
+
+    const FULL_NAME: &'static CStr = c"turnstream.FrameReader";
+}
+
 #[pymethods]
 impl FrameReader {
+    #[new]
+    fn made() -> PyResult<Self> {
+        slots::pending()
+    }
+
     fn __aiter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
@@ -377,23 +462,10 @@ impl FrameReader {
     }
 
     fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
-        let py = slf.py();
-        let this = slf.get();
-        let stepped = step(py, &this.both);
-        match &stepped {
-            Ok(Some(parked)) if !parked.is_none(py) && !this.heartbeat.is_zero() => {
-                let mut silence = this.silence.lock();
-                silence.since = Some(Instant::now());
-                let running = silence.timer.is_some();
-                drop(silence);
-                if !running {
-                    Self::set_timer(slf, this.heartbeat)?;
-                }
-            }
-            Err(end) if end.is_instance_of::<pyo3::exceptions::PyStopAsyncIteration>(py) => this.stop_timer(py)?,
-            _ => {}
+        match Self::send(slf)? {
+            Sent::Return(item) => Err(crate::wait::done(slf.py(), item)),
+            Sent::Yield(future) => Ok(Some(future)),
         }
-        stepped
     }
 
     /// The timer's callback, on the loop's thread.
@@ -462,6 +534,7 @@ impl BlockingFrameReader {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Reader>()?;
-    module.add_class::<FrameReader>()
+    slots::register::<Reader>(module)?;
+    slots::register::<Batches>(module)?;
+    slots::register::<FrameReader>(module)
 }

@@ -1,8 +1,8 @@
 //! The one way in which Python waits for the core: on an event loop through its bell, on a plain thread by blocking.
 //!
-//! An awaitable of ours is its own iterator: `__anext__` and `__await__` return it, `__next__` either raises
-//! `StopIteration((value,))` with an item that is ready, or yields a future to park on. A ready item costs 0.1–0.3 µs
-//! so, a coroutine and a future per item 50–100.
+//! An awaitable of ours is its own iterator: `__anext__` and `__await__` return it, and a step either returns an item
+//! that is ready or yields a future to park on. A ready item costs about 0.1 µs so, a coroutine and a future per item
+//! 50–100. The slots of `slots.rs` are the quick way in; `__next__` with `StopIteration` is the one that always works.
 //!
 //! Invariants: 1. the future resolves to None, never to an item: wake, then take, so that a cancelled wait loses
 //! nothing; 2. arm, look again, then yield; 3. a bare None is yielded once per [`BUDGET`] ready items so that other
@@ -21,6 +21,7 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use crate::bell::{Bell, Parking, waker};
 use crate::errors;
+use crate::slots::Sent;
 
 /// Ready items between two bare yields: tokio's own cooperative budget.
 const BUDGET: u32 = 128;
@@ -64,8 +65,16 @@ struct Place {
 }
 
 impl Waiter {
-    /// One step of `__next__` under an event loop.
+    /// One step of `__next__` under an event loop, for an interpreter that asks no slots.
     pub fn step(&mut self, py: Python<'_>, source: &mut impl Source) -> PyResult<Option<Py<PyAny>>> {
+        match self.send(py, source)? {
+            Sent::Return(item) => Err(done(py, item)),
+            Sent::Yield(future) => Ok(Some(future)),
+        }
+    }
+
+    /// One step: an item, a future to park on, or a bare None to let others run.
+    pub fn send(&mut self, py: Python<'_>, source: &mut impl Source) -> PyResult<Sent> {
         if let Some(future) = &self.future {
             if !future.bind(py).call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
                 return Err(errors::raise("ReaderBusy", "two tasks wait on one reader; open a second reader instead"));
@@ -74,13 +83,13 @@ impl Waiter {
         }
         if self.taken >= BUDGET {
             self.taken = 0;
-            return Ok(Some(py.None()));
+            return Ok(Sent::Yield(py.None()));
         }
         loop {
             match source.take(py)? {
                 Taken::Item(item) => {
                     self.taken += 1;
-                    return Err(done(py, item));
+                    return Ok(Sent::Return(item));
                 }
                 Taken::End => {
                     self.leave();
@@ -89,7 +98,7 @@ impl Waiter {
                 Taken::Pending => {
                     if let Some(future) = self.arm(py, source)? {
                         self.taken = 0;
-                        return Ok(Some(future));
+                        return Ok(Sent::Yield(future));
                     }
                 }
             }
@@ -150,7 +159,7 @@ impl Waiter {
 
 /// `StopIteration` with `item` as its value. Set bare, the interpreter takes the item out again without ever making an
 /// exception object; a tuple would be unpacked as arguments and an exception raised as itself, so those are wrapped.
-fn done(py: Python<'_>, item: Py<PyAny>) -> PyErr {
+pub fn done(py: Python<'_>, item: Py<PyAny>) -> PyErr {
     let bound = item.bind(py);
     if bound.is_instance_of::<PyTuple>() || bound.is_instance_of::<PyBaseException>() {
         return PyStopIteration::new_err((item,));

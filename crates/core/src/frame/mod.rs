@@ -2,7 +2,16 @@
 //!
 //! Owns line ends, byte splits, limits and resynchronisation. Knows nothing of what a frame means.
 //! Invariants: 1. any split of the input gives the same frames; 2. memory is bounded by the limits, whatever comes;
-//! 3. no reader does I/O.
+//! 3. no reader does I/O; 4. a frame's data is UTF-8: a bad sequence becomes U+FFFD.
+
+mod auto;
+pub mod json;
+mod lines;
+pub mod sse;
+
+use std::borrow::Cow;
+
+pub use auto::{Format, FrameReader};
 
 /// One frame, borrowed from the reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,4 +68,28 @@ pub enum FrameError {
         /// What was seen.
         reason: String,
     },
+}
+
+/// What a frame reader says: a frame, or what is wrong with a piece of the input.
+pub type Sink<'a> = dyn FnMut(Result<Frame<'_>, FrameError>) + 'a;
+
+impl FrameError {
+    /// Whether the reader stops here; else it goes on after the piece that is malformed.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Malformed { .. })
+    }
+}
+
+/// As a decoder of the Encoding standard. `from_utf8` first, because it is many times quicker than the lossy walk.
+fn utf8(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
+}
+
+/// Empties a buffer for the next piece; one that a rare huge piece has grown is let go.
+fn recycle(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.shrink_to(64 << 10);
 }
