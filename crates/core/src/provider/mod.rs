@@ -9,11 +9,16 @@
 mod assemble;
 mod fault;
 mod lax;
+mod normalizer;
 mod openai_chat;
 
 use crate::frame::{Frame, FrameError};
 
 pub use assemble::{Assembler, UsageCounts};
+pub use normalizer::{Normalizer, Options};
+
+/// The codes of errors that the reader finds by itself; every other is the provider's own.
+pub const READER_ERRORS: [&str; 3] = ["stream_truncated", "frame_too_long", "protocol_error"];
 
 /// One wire format's state machine. Frames in, calls on the [`Assembler`] out.
 pub trait Provider: Send {
@@ -86,6 +91,18 @@ pub enum ProtocolError {
         name: String,
         /// All there are.
         known: String,
+    },
+    /// `auto` knows no provider that speaks like this.
+    #[error("no known provider's stream in {frames} frames")]
+    Unrecognised {
+        /// How many frames were looked at.
+        frames: usize,
+    },
+    /// There were bytes, and not one frame of the provider's among them.
+    #[error("{provider}: not one frame of its format")]
+    NoStream {
+        /// The provider.
+        provider: &'static str,
     },
     /// The bytes are not frames.
     #[error("{provider}: {error}")]

@@ -68,7 +68,10 @@ impl Answer {
         member(out, "model", |out| self.model.write(out));
         member(out, "text", |out| write_str(out, &self.text));
         member(out, "reasoning", |out| write_str(out, &self.reasoning));
-        member(out, "refusal", |out| self.refusal.as_deref().map_or_else(|| null(out), |text| write_str(out, text)));
+        member(out, "refusal", |out| match &self.refusal {
+            Some(text) => write_str(out, text),
+            None => null(out),
+        });
         member(out, "tool_calls", |out| list(out, &self.tool_calls, write_call));
         member(out, "finish_reason", |out| self.finish_reason.write(out));
         member(out, "finish_reason_raw", |out| self.finish_reason_raw.write(out));
@@ -203,35 +206,30 @@ impl Fold {
         answers
     }
 
-    /// The object that `turnstream fold` prints, on one line.
-    pub fn to_json(&self) -> String {
-        let mut out = Vec::with_capacity(1024);
+    fn write_members(&self, out: &mut Vec<u8>) {
         let answers = self.answers();
-        out.push(b'{');
-        member(&mut out, "provider", |out| write_str(out, &self.provider));
-        answers[0].write_members(&mut out);
-        member(&mut out, "usage", |out| match &self.usage {
-            Some(usage) => object(out, |out| {
-                let counts = Usage { raw: None, ..usage.clone() };
-                Payload::from(counts).write_fields(out);
-            }),
+        member(out, "provider", |out| write_str(out, &self.provider));
+        answers[0].write_members(out);
+        let usage = self.usage.as_ref();
+        member(out, "usage", |out| match usage {
+            Some(usage) => object(out, |out| Payload::from(Usage { raw: None, ..usage.clone() }).write_fields(out)),
             None => null(out),
         });
-        member(&mut out, "usage_raw", |out| self.usage.as_ref().and_then(|usage| usage.raw.clone()).write(out));
-        member(&mut out, "error", |out| match &self.error {
+        member(out, "usage_raw", |out| usage.and_then(|usage| usage.raw.clone()).write(out));
+        member(out, "error", |out| match &self.error {
             Some(error) => object(out, |out| Payload::from(error.clone()).write_fields(out)),
             None => null(out),
         });
-        member(&mut out, "warnings", |out| {
+        member(out, "warnings", |out| {
             list(out, &self.warnings, |out, warning| object(out, |out| Payload::from(warning.clone()).write_fields(out)));
         });
-        member(&mut out, "events", |out| write_u64(out, self.events));
+        member(out, "events", |out| write_u64(out, self.events));
         let turns: Vec<usize> = if self.turns == 0 { vec![0] } else { (1..=self.turns).collect() };
-        member(&mut out, "turns", |out| {
+        member(out, "turns", |out| {
             list(out, &turns, |out, turn| object(out, |out| self.answers_of(|of| of == *turn)[0].write_members(out)));
         });
         let several = if answers.len() > 1 { answers.as_slice() } else { &[] };
-        member(&mut out, "choices", |out| {
+        member(out, "choices", |out| {
             list(out, several, |out, answer| {
                 object(out, |out| {
                     member(out, "index", |out| write_u64(out, answer.choice));
@@ -239,7 +237,12 @@ impl Fold {
                 });
             });
         });
-        out.push(b'}');
+    }
+
+    /// The object that `turnstream fold` prints, on one line.
+    pub fn to_json(&self) -> String {
+        let mut out = Vec::with_capacity(1024);
+        object(&mut out, |out| self.write_members(out));
         String::from_utf8(out).expect("the writers copy whole strings")
     }
 }
@@ -308,9 +311,7 @@ fn object(out: &mut Vec<u8>, members: impl FnOnce(&mut Vec<u8>)) {
 }
 
 fn member(out: &mut Vec<u8>, key: &str, value: impl FnOnce(&mut Vec<u8>)) {
-    if out.last() != Some(&b'{') {
-        out.push(b',');
-    }
+    out.push(b',');
     write_str(out, key);
     out.push(b':');
     value(out);
