@@ -152,7 +152,7 @@ macro_rules! define {
             }
 
             /// Writes `,"field":value` for each own field.
-            fn write_fields(&self, out: &mut Vec<u8>) {
+            pub(crate) fn write_fields(&self, out: &mut Vec<u8>) {
                 match self {
                     $(Self::$name(it) => {
                         $(if !left_out!($mark it.$field) {

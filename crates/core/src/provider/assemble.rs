@@ -3,13 +3,15 @@
 //! Owns the order of events inside one model call and their closing. Knows no wire format.
 //! Invariants: 1. nothing is emitted for a message before its `message_start`, for a call before its
 //! `tool_call_start`; 2. a name that never came means no call, and a warning; 3. `finish` leaves nothing open;
-//! 4. an error beats a finish, whichever came first.
+//! 4. an error beats a finish, whichever came first; 5. each step costs its own size, however much is open.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
+use crate::event::json::write_str;
 use crate::event::{
     AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
     ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, Text, TextDelta, ToolCall, ToolCallDelta, ToolCallStart,
@@ -94,14 +96,18 @@ pub struct Assembler {
     provider: &'static str,
     model: Option<Text>,
     round_open: bool,
-    rounds_seen: bool,
     messages: Vec<Message>,
+    /// Where each key's message stands.
+    message_index: HashMap<u64, usize>,
     calls: Vec<Call>,
-    /// The first call of `calls` that may still be open: keeps 10,000 calls linear.
+    /// Where each key's open call stands.
+    open_calls: HashMap<u64, usize>,
     usage: UsageCounts,
-    usage_raw: Option<serde_json::Map<String, serde_json::Value>>,
+    usage_raw: Option<BTreeMap<String, Json>>,
     error: bool,
     ended: bool,
+    done: bool,
+    unknown: Option<String>,
 }
 
 impl Assembler {
@@ -114,14 +120,22 @@ impl Assembler {
             provider,
             model: None,
             round_open: false,
-            rounds_seen: false,
             messages: Vec::new(),
+            message_index: HashMap::new(),
             calls: Vec::new(),
+            open_calls: HashMap::new(),
             usage: UsageCounts::default(),
             usage_raw: None,
             error: false,
             ended: false,
+            done: false,
+            unknown: None,
         }
+    }
+
+    /// Names the provider, where it was not known from the start.
+    pub fn set_provider(&mut self, provider: &'static str) {
+        self.provider = provider;
     }
 
     /// Takes what has been put together since the last call.
@@ -153,7 +167,6 @@ impl Assembler {
     pub fn round_start(&mut self) {
         if !self.round_open {
             self.round_open = true;
-            self.rounds_seen = true;
             self.out.push(RoundStart { model: self.model.clone(), provider: Some(self.provider.into()) }.into());
         }
     }
@@ -164,11 +177,13 @@ impl Assembler {
         self.flush_usage();
         let mut reason = None;
         for index in 0..self.messages.len() {
-            reason = reason.or(self.messages[index].finish.as_ref().map(|finish| finish.0));
             self.close_at(index);
+            reason = reason.or(self.messages[index].finish.as_ref().map(|finish| finish.0));
         }
         self.messages.clear();
+        self.message_index.clear();
         self.calls.clear();
+        self.open_calls.clear();
         if std::mem::take(&mut self.round_open) {
             let finish_reason = if self.error { Some(FinishReason::Error) } else { reason };
             self.out.push(RoundEnd { finish_reason }.into());
@@ -179,23 +194,31 @@ impl Assembler {
 
     /// Where the message `key` stands in `messages`, opened if it is new.
     fn at(&mut self, key: u64) -> usize {
-        // The current message is almost always the last.
-        if let Some(index) = self.messages.iter().rposition(|message| message.key == key) {
+        if let Some(index) = self.find(key) {
             return index;
         }
         self.open(key, "", None);
         self.messages.len() - 1
     }
 
+    fn find(&self, key: u64) -> Option<usize> {
+        // The current message is almost always the last.
+        match self.messages.last() {
+            Some(last) if last.key == key => Some(self.messages.len() - 1),
+            _ => self.message_index.get(&key).copied(),
+        }
+    }
+
     /// Opens message `key` under the provider's `id` (minted when blank). Opening an open message does nothing.
     pub fn open(&mut self, key: u64, id: &str, choice: Option<u64>) {
-        if self.messages.iter().any(|message| message.key == key) {
+        if self.is_open(key) {
             return;
         }
         self.round_start();
         let id: Id = if id.is_empty() { self.mint("msg") } else { Arc::from(id) };
         let model = self.model.clone();
         self.out.push(MessageStart { message_id: id.clone(), role: "assistant".into(), model: model.clone(), choice }.into());
+        self.message_index.insert(key, self.messages.len());
         self.messages.push(Message {
             key,
             id,
@@ -214,17 +237,17 @@ impl Assembler {
 
     /// Whether message `key` has been opened.
     pub fn is_open(&self, key: u64) -> bool {
-        self.messages.iter().any(|message| message.key == key)
+        self.find(key).is_some()
     }
 
     /// The id under which message `key` goes out, if it is open.
     pub fn message_id(&self, key: u64) -> Option<Id> {
-        self.messages.iter().rfind(|message| message.key == key).map(|message| message.id.clone())
+        self.find(key).map(|index| self.messages[index].id.clone())
     }
 
     /// The text of message `key` so far.
     pub fn text_so_far(&self, key: u64) -> &str {
-        self.messages.iter().rfind(|message| message.key == key).map_or("", |message| &message.text)
+        self.find(key).map_or("", |index| &self.messages[index].text)
     }
 
     /// A piece of text.
@@ -281,7 +304,7 @@ impl Assembler {
 
     /// The reasoning of message `key` so far.
     pub fn reasoning_so_far(&self, key: u64) -> &str {
-        self.messages.iter().rfind(|message| message.key == key).map_or("", |message| &message.reasoning)
+        self.find(key).map_or("", |index| &self.messages[index].reasoning)
     }
 
     /// A piece of a refusal.
@@ -304,7 +327,7 @@ impl Assembler {
 
     /// Closes message `key` now, where the provider says that it is done; the rest close with the round.
     pub fn close_message(&mut self, key: u64) {
-        if let Some(index) = self.messages.iter().rposition(|message| message.key == key) {
+        if let Some(index) = self.find(key) {
             self.close_at(index);
         }
     }
@@ -321,6 +344,16 @@ impl Assembler {
         };
         if error {
             finish_reason = FinishReason::Error;
+        } else if finish_reason == FinishReason::Stop {
+            // Several providers say a plain stop where the answer is a call (a forced tool) or a refusal.
+            if !message.calls.is_empty() {
+                finish_reason = FinishReason::ToolCalls;
+            } else if message.refusal.is_some() {
+                finish_reason = FinishReason::Refusal;
+            }
+        }
+        if let Some(finish) = &mut message.finish {
+            finish.0 = finish_reason;
         }
         let whole = AssistantMessage {
             message_id: message.id.clone(),
@@ -341,7 +374,10 @@ impl Assembler {
     // --- tool calls -----------------------------------------------------------------------------------------------
 
     fn call_at(&self, key: u64) -> Option<usize> {
-        self.calls.iter().rposition(|call| call.key == key && !call.closed)
+        match self.calls.last() {
+            Some(last) if last.key == key && !last.closed => Some(self.calls.len() - 1),
+            _ => self.open_calls.get(&key).copied(),
+        }
     }
 
     /// A call under `key`, of message `message`. Id and name may come in any order and repeat; the start event goes out
@@ -349,6 +385,7 @@ impl Assembler {
     pub fn call(&mut self, key: u64, message: u64, id: &str, name: &str, kind: Kind) {
         let index = self.call_at(key).unwrap_or_else(|| {
             self.at(message);
+            self.open_calls.insert(key, self.calls.len());
             self.calls.push(Call {
                 key,
                 message,
@@ -447,11 +484,12 @@ impl Assembler {
         }
     }
 
-    /// The call open under `key` is whole: emits its `tool_call`.
-    pub fn call_end(&mut self, key: u64) {
-        if let Some(index) = self.call_at(key) {
-            self.close_call(index);
-        }
+    /// The call open under `key` is whole: emits its `tool_call`, and gives its id unless it was dropped.
+    pub fn call_end(&mut self, key: u64) -> Option<Id> {
+        let index = self.call_at(key)?;
+        self.close_call(index);
+        let call = &self.calls[index];
+        call.started.then(|| call.id.clone())
     }
 
     fn close_call(&mut self, index: usize) {
@@ -461,6 +499,7 @@ impl Assembler {
         self.start_call(index);
         let call = &mut self.calls[index];
         call.closed = true;
+        self.open_calls.remove(&call.key);
         if !call.started {
             let mut message = String::from("a tool call without a name was dropped");
             if !call.id.is_empty() {
@@ -475,8 +514,7 @@ impl Assembler {
             Ok(json) => (Some(json), None),
             Err(error) => (None, Some(Text::from(error.to_string()))),
         };
-        let message_id =
-            self.messages.iter().rfind(|message| message.key == self.calls[index].message).map(|message| message.id.clone());
+        let message_id = self.message_id(self.calls[index].message);
         let call = &self.calls[index];
         let whole = ToolCall {
             call_id: call.id.clone(),
@@ -517,19 +555,30 @@ impl Assembler {
     /// round's end. `raw` is the provider's object, merged field by field; its nulls never erase a value.
     pub fn usage(&mut self, counts: UsageCounts, raw: &RawValue) {
         self.usage.merge(counts);
-        if let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(raw.get()) {
-            let merged = self.usage_raw.get_or_insert_default();
-            for (key, value) in fields {
-                if !value.is_null() || !merged.contains_key(&key) {
-                    merged.insert(key, value);
-                }
+        let Ok(fields) = serde_json::from_str::<HashMap<String, &RawValue>>(raw.get()) else { return };
+        let merged = self.usage_raw.get_or_insert_default();
+        for (key, value) in fields {
+            let Ok(value) = Json::from_raw(value) else { continue };
+            if !value.is_null() || !merged.contains_key(&key) {
+                merged.insert(key, value);
             }
         }
     }
 
     fn flush_usage(&mut self) {
         let counts = std::mem::take(&mut self.usage);
-        let Some(raw) = self.usage_raw.take() else { return };
+        let Some(fields) = self.usage_raw.take() else { return };
+        let mut raw = Vec::with_capacity(256);
+        raw.push(b'{');
+        for (key, value) in &fields {
+            if raw.len() > 1 {
+                raw.push(b',');
+            }
+            write_str(&mut raw, key);
+            raw.push(b':');
+            raw.extend_from_slice(value.as_str().as_bytes());
+        }
+        raw.push(b'}');
         let total = counts.total.or_else(|| Some(counts.input? + counts.output?));
         let usage = Usage {
             input_tokens: counts.input,
@@ -540,7 +589,7 @@ impl Assembler {
             reasoning_tokens: counts.reasoning,
             audio_input_tokens: counts.audio_input,
             audio_output_tokens: counts.audio_output,
-            raw: Some(Json::from_value(&serde_json::Value::Object(raw))),
+            raw: Some(Json::from_written(raw)),
         };
         self.out.push(usage.into());
     }
@@ -562,6 +611,17 @@ impl Assembler {
         self.out.push(ProviderEvent { name: name.into(), data }.into());
     }
 
+    /// A frame of a kind the provider's format does not name: passes as a `provider_event`; a strict driver refuses it.
+    pub fn unknown(&mut self, name: &str, data: Option<Json>) {
+        self.unknown = Some(name.chars().take(64).collect());
+        self.provider_event(name, data);
+    }
+
+    /// The kind of the unknown frame since the last call, if one came.
+    pub fn take_unknown(&mut self) -> Option<String> {
+        self.unknown.take()
+    }
+
     /// A source the answer refers to.
     pub fn citation(&mut self, citation: Citation) {
         self.out.push(citation.into());
@@ -575,6 +635,7 @@ impl Assembler {
     /// The provider has said that the stream is over (`[DONE]`, `message_stop`): its end is not a truncation.
     pub fn mark_ended(&mut self) {
         self.ended = true;
+        self.done = true;
     }
 
     /// Whether an end, a finish reason or an error has been said.
@@ -589,7 +650,9 @@ impl Assembler {
 
     /// The bytes have ended: says so when they ended too early, and closes what is open.
     pub fn finish(&mut self) {
-        if !self.ended && self.rounds_seen {
+        let unfinished = || self.messages.iter().any(|message| message.finish.is_none() && !message.closed);
+        // Several answers at once: the end of one is not the end of all.
+        if !self.ended || (!self.done && !self.error && unfinished()) {
             let message = "the stream ended before the provider said that it was done";
             self.error = true;
             self.out.push(

@@ -7,10 +7,18 @@
 //! vocabulary has no word for passes as `provider_event`; 5. memory is a small multiple of the input.
 
 mod assemble;
+mod fault;
+mod lax;
+mod normalizer;
+mod openai_chat;
 
 use crate::frame::{Frame, FrameError};
 
 pub use assemble::{Assembler, UsageCounts};
+pub use normalizer::{Normalizer, Options};
+
+/// The codes of errors that the reader finds by itself; every other is the provider's own.
+pub const READER_ERRORS: [&str; 3] = ["stream_truncated", "frame_too_long", "protocol_error"];
 
 /// One wire format's state machine. Frames in, calls on the [`Assembler`] out.
 pub trait Provider: Send {
@@ -23,6 +31,44 @@ pub trait Provider: Send {
 
     /// The bytes have ended: says what only the end can tell. The driver then closes everything that is still open.
     fn finish(&mut self, out: &mut Assembler);
+}
+
+/// How surely a frame is of a format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Likeness {
+    /// It is not.
+    No,
+    /// It may be; taken when nothing better comes.
+    Maybe,
+    /// It is.
+    Yes,
+}
+
+/// One line of the catalog.
+struct Entry {
+    name: &'static str,
+    make: fn() -> Box<dyn Provider>,
+    recognise: fn(&Frame<'_>) -> Likeness,
+}
+
+/// Every wire format that can be read, sorted by name: a new one is one line here.
+const CATALOG: &[Entry] =
+    &[Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise }];
+
+/// The names of all wire formats, sorted.
+pub fn providers() -> impl Iterator<Item = &'static str> {
+    CATALOG.iter().map(|entry| entry.name)
+}
+
+/// A fresh state machine for `name`, and the name with the lifetime of the catalog.
+pub fn make(name: &str) -> Option<(&'static str, Box<dyn Provider>)> {
+    CATALOG.iter().find(|entry| entry.name == name).map(|entry| (entry.name, (entry.make)()))
+}
+
+/// The format that a frame is surest of.
+pub fn recognise(frame: &Frame<'_>) -> Option<(&'static str, Likeness)> {
+    let best = CATALOG.iter().map(|entry| (entry.name, (entry.recognise)(frame))).max_by_key(|(_, likeness)| *likeness);
+    best.filter(|(_, likeness)| *likeness != Likeness::No)
 }
 
 /// What is wrong with one frame: lower case, what was seen, never the payload's content.
@@ -45,6 +91,18 @@ pub enum ProtocolError {
         name: String,
         /// All there are.
         known: String,
+    },
+    /// `auto` knows no provider that speaks like this.
+    #[error("no known provider's stream in {frames} frames")]
+    Unrecognised {
+        /// How many frames were looked at.
+        frames: usize,
+    },
+    /// There were bytes, and not one frame of the provider's among them.
+    #[error("{provider}: not one frame of its format")]
+    NoStream {
+        /// The provider.
+        provider: &'static str,
     },
     /// The bytes are not frames.
     #[error("{provider}: {error}")]

@@ -8,6 +8,7 @@
 //! runs; 6. the end is an event in the log, never a flag beside it.
 
 mod admit;
+pub mod fold;
 pub mod hub;
 mod log;
 mod state;

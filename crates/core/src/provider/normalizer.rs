@@ -1,0 +1,225 @@
+//! The driver: bytes to frames to one provider's state machine to payloads.
+//!
+//! Owns which reader and which state machine take the bytes, what a broken frame does, and recognition where nobody
+//! named the provider. Knows no wire format. Invariants: 1. any split of the bytes gives equal payloads; 2. lenient, a
+//! broken frame is a warning with its byte offset and the stream goes on; strict, it is an error, after which everything
+//! open has been closed; 3. nothing is put out before the provider is known.
+
+use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise};
+use crate::event::Payload;
+use crate::frame::{AutoReader, Frame, FrameError, FrameReader, Limits};
+
+/// How many frames, and how many bytes of them, wait for recognition before it is given up.
+const MAX_HELD: (usize, usize) = (64, 1 << 20);
+
+/// How a [`Normalizer`] reads.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// A broken frame, or one of an unknown kind, is an error instead of a warning.
+    pub strict: bool,
+    /// Stands in every minted id: makes them unique where several streams meet in one log.
+    pub id_prefix: String,
+    /// How much a frame may hold.
+    pub limits: Limits,
+}
+
+/// One provider stream's bytes to payloads. Does no I/O.
+pub struct Normalizer {
+    reader: Box<dyn FrameReader>,
+    core: Core,
+}
+
+/// Everything behind the frame reader.
+struct Core {
+    machine: Option<(&'static str, Box<dyn Provider>)>,
+    held: Vec<Held>,
+    held_bytes: usize,
+    out: Assembler,
+    strict: bool,
+    /// Whether a frame was understood, and whether one was not.
+    good: bool,
+    broken: bool,
+    failed: Option<ProtocolError>,
+}
+
+/// A frame, or what is wrong with one, until the provider is known.
+struct Held {
+    event: String,
+    data: Vec<u8>,
+    offset: u64,
+    error: Option<FrameError>,
+}
+
+impl Normalizer {
+    /// A normalizer for `provider`, or for `"auto"`: recognised by the first frames.
+    ///
+    /// # Errors
+    /// [`ProtocolError::UnknownProvider`].
+    pub fn new(provider: &str, options: Options) -> Result<Self, ProtocolError> {
+        let machine = match provider {
+            "auto" => None,
+            name => Some(make(name).ok_or_else(|| ProtocolError::UnknownProvider {
+                name: name.chars().take(64).collect(),
+                known: providers().collect::<Vec<_>>().join(", "),
+            })?),
+        };
+        let out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &options.id_prefix);
+        let (held, strict) = (Vec::new(), options.strict);
+        let core = Core { machine, held, held_bytes: 0, out, strict, good: false, broken: false, failed: None };
+        Ok(Self { reader: Box::new(AutoReader::new(options.limits)), core })
+    }
+
+    /// The provider's name; `"auto"` until it is recognised.
+    pub fn provider(&self) -> &'static str {
+        self.core.machine.as_ref().map_or("auto", |machine| machine.0)
+    }
+
+    /// Takes bytes, in any split.
+    ///
+    /// # Errors
+    /// The bytes are not what the provider's format says (strict), a frame is larger than the limits, or no provider
+    /// is recognised. What came before can still be drained, and is closed; later calls give the same error.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
+        let Self { reader, core } = self;
+        if core.failed.is_none() {
+            reader.feed(bytes, &mut |frame| core.take(frame));
+        }
+        core.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// The bytes have ended: closes everything.
+    ///
+    /// # Errors
+    /// As [`Self::feed`]; also when there were bytes and not one frame among them.
+    pub fn finish(&mut self) -> Result<(), ProtocolError> {
+        let Self { reader, core } = self;
+        if core.failed.is_none() {
+            reader.finish(&mut |frame| core.take(frame));
+        }
+        if core.failed.is_none() {
+            core.settle();
+        }
+        if let (None, Some((provider, machine))) = (&core.failed, &mut core.machine) {
+            if core.broken && !core.good {
+                let error = ProtocolError::NoStream { provider };
+                core.fail(error);
+            } else {
+                machine.finish(&mut core.out);
+                core.out.finish();
+            }
+        }
+        core.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Takes the payloads since the last call.
+    pub fn drain(&mut self) -> std::vec::Drain<'_, Payload> {
+        self.core.out.drain()
+    }
+}
+
+impl Core {
+    fn take(&mut self, frame: Result<Frame<'_>, FrameError>) {
+        if self.failed.is_some() {
+            return;
+        }
+        if self.machine.is_none() {
+            return self.hold(frame);
+        }
+        match frame {
+            Ok(frame) => self.frame(&frame),
+            Err(error) => self.frame_error(error),
+        }
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        let Some((_, machine)) = &mut self.machine else { return };
+        let taken = machine.frame(frame, &mut self.out);
+        self.good |= taken.is_ok();
+        let unknown = self.out.take_unknown();
+        let fault = match (taken, unknown) {
+            (Err(Malformed(message)), _) => Some(message),
+            (Ok(()), Some(kind)) if self.strict => Some(format!("unknown kind {kind:?}")),
+            (Ok(()), _) => None,
+        };
+        if let Some(message) = fault {
+            if self.strict {
+                self.fail(ProtocolError::Malformed { provider: self.name(), offset: frame.offset, message });
+            } else {
+                self.broken = true;
+                self.out.warning("malformed_frame", &format!("frame at byte {}: {message}", frame.offset));
+            }
+        }
+    }
+
+    fn frame_error(&mut self, error: FrameError) {
+        if self.strict || !matches!(error, FrameError::Malformed { .. }) {
+            self.fail(ProtocolError::Frame { provider: self.name(), error });
+        } else {
+            self.broken = true;
+            self.out.warning("malformed_frame", &error.to_string());
+        }
+    }
+
+    fn fail(&mut self, error: ProtocolError) {
+        let code = match &error {
+            ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => "frame_too_long",
+            _ => "protocol_error",
+        };
+        if self.machine.is_some() {
+            self.out.error(code, &error.to_string(), false, None);
+            self.out.finish();
+        }
+        self.failed = Some(error);
+    }
+
+    fn name(&self) -> &'static str {
+        self.machine.as_ref().map_or("auto", |machine| machine.0)
+    }
+
+    // --- recognition ------------------------------------------------------------------------------------------------
+
+    fn hold(&mut self, frame: Result<Frame<'_>, FrameError>) {
+        let sure = match frame {
+            Ok(frame) => {
+                self.held_bytes += frame.data.len();
+                self.held.push(Held { event: frame.event.to_owned(), data: frame.data.to_vec(), offset: frame.offset, error: None });
+                recognise(&frame).filter(|(_, likeness)| *likeness == Likeness::Yes)
+            }
+            Err(error) => {
+                self.held.push(Held { event: String::new(), data: Vec::new(), offset: 0, error: Some(error) });
+                None
+            }
+        };
+        match sure {
+            Some((name, _)) => self.recognised(name),
+            None if self.held.len() >= MAX_HELD.0 || self.held_bytes >= MAX_HELD.1 => self.settle(),
+            None => {}
+        }
+    }
+
+    fn recognised(&mut self, name: &'static str) {
+        self.machine = make(name);
+        self.out.set_provider(name);
+        for held in std::mem::take(&mut self.held) {
+            self.take(match held.error {
+                Some(error) => Err(error),
+                None => Ok(Frame { event: &held.event, data: &held.data, offset: held.offset }),
+            });
+        }
+    }
+
+    /// No more will come that helps: takes the likeliest provider, or none.
+    fn settle(&mut self) {
+        if self.machine.is_none() {
+            let frames = self.held.iter().filter(|held| held.error.is_none());
+            let likely = frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
+            match likely.max_by_key(|(_, likeness)| *likeness) {
+                Some((name, _)) => self.recognised(name),
+                None => {
+                    self.failed = Some(ProtocolError::Unrecognised { frames: self.held.len() });
+                    self.held = Vec::new();
+                }
+            }
+        }
+    }
+}

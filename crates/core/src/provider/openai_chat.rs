@@ -1,0 +1,688 @@
+//! OpenAI chat completions and its dialects: Azure, OpenRouter, Groq, Mistral, DeepSeek, Perplexity, xAI, Together,
+//! vLLM, llama.cpp, Ollama's `/v1` and the rest; chunks, whole bodies, and the older `text_completion`.
+//!
+//! Owns what the members of a `chat.completion.chunk` mean, in every place where a dialect puts them. Knows no event's
+//! order: that is the assembler's. Invariants: 1. an answer's text, reasoning and calls are each taken from one place per
+//! chunk, never doubled; 2. a plain text chunk allocates nothing but its one-element list and its event; 3. state is
+//! bounded by what the stream holds, and each chunk costs its own size.
+//! Reference: <https://platform.openai.com/docs/api-reference/chat-streaming>.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
+use serde_json::value::RawValue;
+
+use super::assemble::{Assembler, UsageCounts};
+use super::fault;
+use super::lax::{Content, Count, List, Others, Word, object, text_of};
+use super::{Malformed, Provider};
+use crate::event::{Citation, File, FinishReason, Id, Json, Kind};
+use crate::frame::Frame;
+
+/// Most answers to one request. The API's own limit is 128.
+const MAX_CHOICES: u64 = 1024;
+/// Most members without a name here whose newest value is kept for the round's end.
+const MAX_METADATA: usize = 64;
+
+object! {
+    Chunk<'a> {
+        id: Word<'a> = "id",
+        model: Word<'a> = "model",
+        object: Word<'a> = "object",
+        choices: List<Choice<'a>> = "choices",
+        usage: Option<&'a RawValue> = "usage",
+        x_groq: Groq<'a> = "x_groq",
+        error: Option<&'a RawValue> = "error",
+        errors: Option<&'a RawValue> = "errors",
+        message: Option<&'a RawValue> = "message",
+        detail: Option<&'a RawValue> = "detail",
+        code: Word<'a> = "code",
+        kind: Word<'a> = "type",
+        citations: Option<&'a RawValue> = "citations",
+        search_results: Option<&'a RawValue> = "search_results",
+    } skip { "created" "system_fingerprint" "service_tier" "provider" "obfuscation" "p" "logprobs" }
+}
+
+object! {
+    Choice<'a> {
+        index: Count = "index",
+        delta: Delta<'a> = "delta",
+        message: Delta<'a> = "message",
+        text: Word<'a> = "text",
+        finish_reason: Word<'a> = "finish_reason",
+        usage: Option<&'a RawValue> = "usage",
+        error: Option<&'a RawValue> = "error",
+        filter: Option<&'a RawValue> = "content_filter_results" | "content_filter_result",
+    } skip { "logprobs" "native_finish_reason" "stop_reason" "seed" "token_ids" }
+}
+
+object! {
+    Delta<'a> {
+        content: Content<'a> = "content",
+        refusal: Word<'a> = "refusal",
+        reasoning: Word<'a> = "reasoning",
+        reasoning_content: Word<'a> = "reasoning_content" | "reasoning_text" | "thinking",
+        reasoning_details: List<&'a RawValue> = "reasoning_details",
+        tool_calls: List<Call<'a>> = "tool_calls",
+        function_call: Function<'a> = "function_call",
+        annotations: List<&'a RawValue> = "annotations",
+        images: List<&'a RawValue> = "images",
+        executed_tools: List<&'a RawValue> = "executed_tools",
+    } skip { "role" "name" "channel" "index" "token_id" "token_ids" }
+}
+
+object! {
+    Call<'a> {
+        index: Count = "index",
+        id: Word<'a> = "id",
+        function: Function<'a> = "function" | "custom",
+    } skip { "type" }
+}
+
+object! {
+    Function<'a> {
+        name: Word<'a> = "name",
+        arguments: Option<&'a RawValue> = "arguments" | "input",
+    } skip { }
+}
+
+object! {
+    Groq<'a> {
+        usage: Option<&'a RawValue> = "usage",
+        error: Option<&'a RawValue> = "error",
+    } skip { "id" }
+}
+
+object! {
+    Tokens<'a> {
+        input: Count = "prompt_tokens" | "input_tokens",
+        output: Count = "completion_tokens" | "output_tokens",
+        total: Count = "total_tokens",
+        cached: Count = "cached_tokens" | "prompt_cache_hit_tokens" | "cache_read_input_tokens",
+        written: Count = "cache_creation_input_tokens" | "cache_write_tokens",
+        reasoning: Count = "reasoning_tokens",
+        of_input: TokenParts<'a> = "prompt_tokens_details" | "input_tokens_details",
+        of_output: TokenParts<'a> = "completion_tokens_details" | "output_tokens_details",
+    } skip { }
+}
+
+object! {
+    TokenParts<'a> {
+        cached: Count = "cached_tokens",
+        written: Count = "cache_write_tokens" | "cache_creation_tokens",
+        reasoning: Count = "reasoning_tokens",
+        audio: Count = "audio_tokens",
+    } skip { }
+}
+
+object! {
+    Detail<'a> {
+        text: Word<'a> = "text",
+        summary: Word<'a> = "summary",
+        data: Word<'a> = "data",
+        signature: Word<'a> = "signature",
+    } skip { }
+}
+
+object! {
+    Part<'a> {
+        kind: Word<'a> = "type",
+        text: Content<'a> = "text" | "output_text",
+        thinking: Content<'a> = "thinking" | "reasoning" | "summary",
+        refusal: Word<'a> = "refusal",
+    } skip { }
+}
+
+object! {
+    Source<'a> {
+        nested: Option<&'a RawValue> = "url_citation" | "file_citation",
+        url: Word<'a> = "url",
+        title: Word<'a> = "title" | "filename",
+        text: Word<'a> = "content" | "snippet" | "quote" | "cited_text",
+        start: Count = "start_index",
+        end: Count = "end_index",
+    } skip { }
+}
+
+object! {
+    Image<'a> {
+        nested: Option<&'a RawValue> = "image_url" | "image",
+        url: Word<'a> = "url",
+        base64: Word<'a> = "b64_json" | "data",
+        media_type: Word<'a> = "media_type" | "mime_type",
+    } skip { }
+}
+
+object! {
+    ExecutedTool<'a> {
+        index: Count = "index",
+        kind: Word<'a> = "name" | "type",
+        arguments: Option<&'a RawValue> = "arguments",
+        output: Option<&'a RawValue> = "output",
+    } skip { }
+}
+
+object! {
+    Probe<'a> {
+        choices: List<serde::de::IgnoredAny> = "choices",
+        object: Word<'a> = "object",
+        error: Option<&'a RawValue> = "error",
+        candidates: Option<&'a RawValue> = "candidates",
+        kind: Word<'a> = "type",
+    } skip { }
+}
+
+/// How surely a frame is of this format.
+pub(super) fn recognise(frame: &Frame<'_>) -> super::Likeness {
+    let Ok(text) = std::str::from_utf8(frame.data) else { return super::Likeness::No };
+    let Ok(probe) = serde_json::from_str::<Probe<'_>>(text) else { return super::Likeness::No };
+    if probe.choices.here || probe.object.as_str().starts_with("chat.completion") {
+        super::Likeness::Yes
+    } else if probe.error.is_some() && probe.kind.is_empty() && probe.candidates.is_none() {
+        super::Likeness::Maybe
+    } else {
+        super::Likeness::No
+    }
+}
+
+/// What is remembered of one answer.
+#[derive(Default)]
+struct Answer {
+    /// The call that each `index` stands for now.
+    calls: HashMap<u64, Slot>,
+    /// The call that each id stands for, where calls have no index.
+    call_ids: HashMap<Box<str>, u64>,
+    last_call: Option<u64>,
+    legacy_call: Option<u64>,
+    /// Reasoning has come as plain text: its copy in `reasoning_details` is left alone.
+    plain_reasoning: bool,
+    executed: HashMap<u64, Executed>,
+}
+
+struct Slot {
+    key: u64,
+    id: Box<str>,
+    name: Box<str>,
+}
+
+struct Executed {
+    key: u64,
+    arguments: Box<str>,
+    done: bool,
+}
+
+/// The state machine.
+#[derive(Default)]
+pub(super) struct OpenAiChat {
+    answers: Vec<Answer>,
+    next_call: u64,
+    /// The id of the last answer, to tell a second one after `[DONE]` from it.
+    last_id: Box<str>,
+    /// Lists of sources that some dialects repeat in every chunk.
+    last_sources: [Box<str>; 2],
+    urls: HashSet<Box<str>>,
+    last_usage: Box<str>,
+    /// The newest value of members without a name here.
+    metadata: Vec<(Box<str>, Json)>,
+    /// The last value of such members of a delta.
+    last_other: HashMap<Box<str>, Box<str>>,
+}
+
+impl OpenAiChat {
+    /// Ready for the first frame.
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Provider for OpenAiChat {
+    fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let data = frame.data.trim_ascii();
+        if data.is_empty() {
+            return Ok(());
+        }
+        if data == b"[DONE]" {
+            self.end_round(out);
+            out.mark_ended();
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(data);
+        if frame.event == "error" && data[0] != b'{' {
+            let raw = RawValue::from_string(text.clone().into_owned())
+                .or_else(|_| RawValue::from_string(Json::string(&text).as_str().to_owned()))?;
+            fault::report(&raw, "error", out);
+            return Ok(());
+        }
+        let chunk: Chunk<'_> = serde_json::from_str(&text)?;
+        if !chunk.here {
+            return Err(Malformed("expected an object".to_owned()));
+        }
+        self.chunk(chunk, frame.event, &text, out)
+    }
+
+    fn finish(&mut self, out: &mut Assembler) {
+        self.end_round(out);
+    }
+}
+
+impl OpenAiChat {
+    fn chunk(&mut self, chunk: Chunk<'_>, event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
+        out.model(chunk.model.as_str());
+        let known = chunk.choices.here
+            || chunk.usage.is_some()
+            || chunk.x_groq.here
+            || chunk.citations.is_some()
+            || chunk.search_results.is_some()
+            || chunk.object.as_str().starts_with("chat.completion");
+        for choice in chunk.choices.items {
+            self.choice(chunk.id.as_str(), choice, out)?;
+        }
+        for usage in [chunk.x_groq.usage, chunk.usage].into_iter().flatten() {
+            self.usage(usage, out);
+        }
+        // The richer list first: the plain one repeats its addresses.
+        for (which, sources) in [chunk.search_results, chunk.citations].into_iter().enumerate() {
+            if let Some(sources) = sources {
+                self.sources(which, sources, out);
+            }
+        }
+        self.remember("", chunk.others, out);
+        self.remember("x_groq.", chunk.x_groq.others, out);
+        let error = chunk.error.filter(|raw| !matches!(raw.get(), "false" | "\"\"" | "{}" | "[]") || !known);
+        if let Some(error) = error.or(chunk.x_groq.error) {
+            fault::report(error, "error", out);
+        } else if !known {
+            let whole = || serde_json::from_str::<&RawValue>(text);
+            let is_error = event == "error"
+                || chunk.object.as_str() == "error"
+                || chunk.kind.as_str() == "error"
+                || chunk.detail.is_some()
+                || (chunk.message.is_some() && (!chunk.code.is_empty() || chunk.kind.as_str().contains("error")));
+            if is_error {
+                fault::report(whole()?, "error", out);
+            } else if let Some(errors) = chunk.errors {
+                let first = serde_json::from_str::<List<&RawValue>>(errors.get()).unwrap_or_default();
+                fault::report(first.items.first().copied().unwrap_or(errors), "error", out);
+            } else {
+                let name = [event, chunk.kind.as_str(), chunk.object.as_str()].into_iter().find(|name| !name.is_empty());
+                out.unknown(name.unwrap_or("chunk"), Json::from_raw(whole()?).ok());
+            }
+        }
+        Ok(())
+    }
+
+    fn choice(&mut self, id: &str, choice: Choice<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let index = choice.index.0.unwrap_or(0);
+        if index >= MAX_CHOICES {
+            return Err(Malformed(format!("choice index {index} is beyond {MAX_CHOICES}")));
+        }
+        if !out.is_open(index) {
+            self.open(index, id, out);
+        }
+        let finished = !choice.finish_reason.is_empty();
+        if choice.delta.here {
+            // Beside a delta, `message` is its copy or the whole so far; only what the deltas left out counts.
+            self.delta(index, choice.delta, false, out);
+            if let (true, Content::Text(whole)) = (finished, &choice.message.content) {
+                if let Some(missing) = whole.strip_prefix(out.text_so_far(index)) {
+                    let missing = missing.to_owned();
+                    out.text(index, &missing);
+                }
+            }
+        } else if choice.message.here {
+            self.delta(index, choice.message, true, out);
+        } else {
+            out.text(index, choice.text.as_str());
+        }
+        if finished {
+            let raw = choice.finish_reason.as_str();
+            out.finish_reason(index, finish_reason(raw), raw);
+        }
+        if let Some(usage) = choice.usage {
+            self.usage(usage, out);
+        }
+        if let Some(filter) = choice.filter.filter(|filter| filter.get().contains("true")) {
+            out.provider_event("content_filter_results", Json::from_raw(filter).ok());
+        }
+        if let Some(error) = choice.error {
+            fault::report(error, "error", out);
+        }
+        self.remember("choice.", choice.others, out);
+        Ok(())
+    }
+
+    fn open(&mut self, index: u64, id: &str, out: &mut Assembler) {
+        // After `[DONE]` the same id would name two messages.
+        let id = if id == &*self.last_id && self.answers.is_empty() { "" } else { id };
+        if index == 0 || id.is_empty() {
+            out.open(index, id, (index > 0).then_some(index));
+        } else {
+            out.open(index, &format!("{id}-{index}"), Some(index));
+        }
+        while self.answers.len() as u64 <= index {
+            self.answers.push(Answer::default());
+        }
+        self.last_id = id.into();
+    }
+
+    /// What a delta or, where `whole`, a message so far says.
+    fn delta(&mut self, index: u64, delta: Delta<'_>, whole: bool, out: &mut Assembler) {
+        let Delta { content, refusal, reasoning, reasoning_content, reasoning_details, .. } = delta;
+        let answer = &mut self.answers[index as usize];
+        let plain = if reasoning.is_empty() { &reasoning_content } else { &reasoning };
+        if !plain.is_empty() {
+            answer.plain_reasoning = true;
+            out.reasoning(index, None, plain.as_str());
+        }
+        for raw in reasoning_details.items {
+            let detail: Detail<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+            if !answer.plain_reasoning {
+                out.reasoning(index, None, if detail.text.is_empty() { detail.summary.as_str() } else { detail.text.as_str() });
+            }
+            // What has to be sent back with the next request.
+            if !detail.data.is_empty() || !detail.signature.is_empty() {
+                out.provider_event("reasoning_details", Json::from_raw(raw).ok());
+            }
+        }
+        match content {
+            Content::Absent => {}
+            Content::Text(text) if whole => {
+                let missing = text.strip_prefix(out.text_so_far(index)).unwrap_or(&text).to_owned();
+                out.text(index, &missing);
+            }
+            Content::Text(text) => out.text(index, &text),
+            Content::Parts(parts) => {
+                for part in parts {
+                    content_part(index, part, out);
+                }
+            }
+        }
+        out.refusal(index, refusal.as_str());
+        for call in delta.tool_calls.items {
+            self.call(index, call, out);
+        }
+        if delta.function_call.here {
+            let key = *self.answers[index as usize].legacy_call.get_or_insert_with(|| {
+                self.next_call += 1;
+                self.next_call
+            });
+            out.call(key, index, "", delta.function_call.name.as_str(), Kind::Client);
+            if let Some(arguments) = delta.function_call.arguments {
+                out.arguments(key, &text_of(arguments));
+            }
+        }
+        for raw in delta.annotations.items {
+            out.citation(citation(raw, out.message_id(index)));
+        }
+        for raw in delta.images.items {
+            image(index, raw, out);
+        }
+        for raw in delta.executed_tools.items {
+            self.executed_tool(index, raw, out);
+        }
+        for (name, raw) in delta.others {
+            self.delta_member(&name, raw, out);
+        }
+    }
+
+    fn call(&mut self, index: u64, call: Call<'_>, out: &mut Assembler) {
+        let (id, name) = (call.id.as_str(), call.function.name.as_str());
+        let Some(key) = self.call_key(index, call.index, id, name, out) else {
+            out.warning("stray_arguments", "arguments for a call that never began");
+            return;
+        };
+        self.answers[index as usize].last_call = Some(key);
+        if !out.call_is_open(key) || !id.is_empty() || !name.is_empty() {
+            out.call(key, index, id, name, Kind::Client);
+        }
+        if let Some(arguments) = call.function.arguments {
+            out.arguments(key, &text_of(arguments));
+        }
+        for (name, raw) in call.others {
+            self.delta_member(&format!("tool_call.{name}"), raw, out);
+        }
+    }
+
+    /// Which call a piece belongs to: by index, else by id, else a named piece begins one and a nameless one goes on.
+    fn call_key(&mut self, index: u64, slot: Count, id: &str, name: &str, out: &Assembler) -> Option<u64> {
+        let answer = &mut self.answers[index as usize];
+        let known = match slot.0 {
+            Some(slot) => match answer.calls.get_mut(&slot) {
+                Some(slot) if !begins_another(slot, id, name, out.arguments_so_far(slot.key)) => {
+                    for (mine, theirs) in [(&mut slot.id, id), (&mut slot.name, name)] {
+                        if mine.is_empty() && !theirs.is_empty() {
+                            *mine = theirs.into();
+                        }
+                    }
+                    Some(slot.key)
+                }
+                _ => None,
+            },
+            None if !id.is_empty() => answer.call_ids.get(id).copied(),
+            None if !name.is_empty() => None,
+            None => return answer.last_call,
+        };
+        Some(known.unwrap_or_else(|| {
+            self.next_call += 1;
+            let key = self.next_call;
+            if let Some(slot) = slot.0 {
+                answer.calls.insert(slot, Slot { key, id: id.into(), name: name.into() });
+            } else if !id.is_empty() {
+                answer.call_ids.insert(id.into(), key);
+            }
+            key
+        }))
+    }
+
+    /// Groq's compound systems: a tool that the provider ran, said once when it starts and again with its output.
+    fn executed_tool(&mut self, index: u64, raw: &RawValue, out: &mut Assembler) {
+        let tool: ExecutedTool<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+        let arguments = tool.arguments.map(text_of).unwrap_or_default();
+        let executed = &mut self.answers[index as usize].executed;
+        let slot = tool.index.0.unwrap_or(executed.len() as u64);
+        if executed.get(&slot).is_none_or(|known| known.done && *known.arguments != *arguments) {
+            self.next_call += 1;
+            let name = if tool.kind.is_empty() { "tool" } else { tool.kind.as_str() };
+            out.call(self.next_call, index, "", name, Kind::Server);
+            executed.insert(slot, Executed { key: self.next_call, arguments: arguments.as_ref().into(), done: false });
+        }
+        let Some(known) = executed.get_mut(&slot).filter(|known| !known.done) else { return };
+        out.arguments_whole(known.key, &arguments);
+        if let Some(output) = tool.output {
+            known.done = true;
+            let Some(id) = out.call_end(known.key) else { return };
+            out.tool_result(&id, Some(tool.kind.as_str()), Json::from_raw(output).ok(), false, "completed");
+            out.provider_event("executed_tools", Json::from_raw(raw).ok());
+        }
+    }
+
+    fn usage(&mut self, raw: &RawValue, out: &mut Assembler) {
+        if raw.get() == &*self.last_usage {
+            return;
+        }
+        let tokens: Tokens<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+        if !tokens.here {
+            return;
+        }
+        self.last_usage = raw.get().into();
+        let reasoning = tokens.of_output.reasoning.0.or(tokens.reasoning.0);
+        let mut output = tokens.output.0;
+        // xAI counts reasoning beside the completion; its total gives it away.
+        if let (Some(input), Some(said), Some(total), Some(reasoning @ 1..)) = (tokens.input.0, output, tokens.total.0, reasoning) {
+            if input.checked_add(said).and_then(|sum| sum.checked_add(reasoning)) == Some(total) {
+                output = Some(said + reasoning);
+            }
+        }
+        let counts = UsageCounts {
+            input: tokens.input.0,
+            output,
+            total: tokens.total.0,
+            cache_read: tokens.of_input.cached.0.or(tokens.cached.0),
+            cache_write: tokens.of_input.written.0.or(tokens.written.0),
+            reasoning,
+            audio_input: tokens.of_input.audio.0,
+            audio_output: tokens.of_output.audio.0,
+        };
+        out.usage(counts, raw);
+    }
+
+    /// A list of addresses or of objects with one; repeated in every chunk by some, so each address counts once.
+    fn sources(&mut self, which: usize, raw: &RawValue, out: &mut Assembler) {
+        if raw.get() == &*self.last_sources[which] {
+            return;
+        }
+        self.last_sources[which] = raw.get().into();
+        let list: List<&RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
+        for raw in list.items {
+            let source = citation(raw, out.message_id(0));
+            if source.url.as_deref().is_none_or(|url| self.urls.insert(url.into())) {
+                out.citation(source);
+            }
+        }
+    }
+
+    /// A delta's member without a name here may be content: it passes at once, unless it says again what it said last.
+    fn delta_member(&mut self, name: &str, raw: &RawValue, out: &mut Assembler) {
+        if only_nulls(raw) || self.last_other.get(name).is_some_and(|last| **last == *raw.get()) {
+            return;
+        }
+        self.last_other.insert(name.into(), raw.get().into());
+        out.provider_event(name, Json::from_raw(raw).ok());
+    }
+
+    /// Such members elsewhere are about the stream: the newest value passes at the round's end.
+    fn remember(&mut self, place: &str, others: Others<'_>, out: &mut Assembler) {
+        for (name, raw) in others {
+            if raw.get().starts_with('"') || only_nulls(raw) {
+                continue;
+            }
+            let Ok(value) = Json::from_raw(raw) else { continue };
+            let name = format!("{place}{name}");
+            if let Some(known) = self.metadata.iter_mut().find(|(known, _)| **known == *name) {
+                known.1 = value;
+            } else if self.metadata.len() < MAX_METADATA {
+                self.metadata.push((name.into(), value));
+            } else {
+                out.provider_event(&name, Some(value));
+            }
+        }
+    }
+
+    fn end_round(&mut self, out: &mut Assembler) {
+        for (name, value) in self.metadata.drain(..) {
+            out.provider_event(&name, Some(value));
+        }
+        self.answers.clear();
+        self.last_other.clear();
+        self.last_usage = Box::default();
+        out.round_end();
+    }
+}
+
+/// Whether a piece under a call's index begins another call. Gemini's endpoint numbers all of them 0, one whole call after
+/// the other; others repeat the start of one call, or change its id as they go.
+fn begins_another(open: &Slot, id: &str, name: &str, arguments: &str) -> bool {
+    if name.is_empty() || open.name.is_empty() {
+        return false;
+    }
+    let other_id = !id.is_empty() && !open.id.is_empty() && *open.id != *id;
+    let other_name = *open.name != *name;
+    if arguments.is_empty() { other_id && other_name } else { (other_id || other_name) && arguments.trim_end().ends_with('}') }
+}
+
+/// One part of a `content` list: Mistral's thinking, and what gateways pass through from elsewhere.
+fn content_part(index: u64, raw: &RawValue, out: &mut Assembler) {
+    let part: Part<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+    match part.kind.as_str() {
+        "thinking" | "reasoning" => {
+            let source = if matches!(part.thinking, Content::Absent) { part.text } else { part.thinking };
+            each_text(source, &mut |text| out.reasoning(index, None, text));
+        }
+        "refusal" => out.refusal(index, part.refusal.as_str()),
+        "image_url" | "image" | "output_image" => image(index, raw, out),
+        _ if !part.here => out.text(index, &text_of(raw)),
+        _ if !matches!(part.text, Content::Absent) => each_text(part.text, &mut |text| out.text(index, text)),
+        kind => out.provider_event(&format!("content.{kind}"), Json::from_raw(raw).ok()),
+    }
+}
+
+/// The texts in a text or a list of `{"text"}`.
+fn each_text(content: Content<'_>, see: &mut dyn FnMut(&str)) {
+    match content {
+        Content::Absent => {}
+        Content::Text(text) => see(&text),
+        Content::Parts(parts) => {
+            for raw in parts {
+                match serde_json::from_str::<Part<'_>>(raw.get()) {
+                    Ok(Part { text: Content::Text(text), .. }) => see(&text),
+                    Ok(Part { here: false, .. }) if raw.get().starts_with('"') => see(&text_of(raw)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn citation(raw: &RawValue, message_id: Option<Id>) -> Citation {
+    let outer: Source<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+    let source = match outer.nested {
+        Some(nested) => serde_json::from_str(nested.get()).unwrap_or_default(),
+        None => outer,
+    };
+    let text = |word: Word<'_>| word.0.filter(|text| !text.is_empty()).map(Into::into);
+    let url = if source.here { text(source.url) } else { text(Word(Some(text_of(raw)))) };
+    let (start, end) = (source.start.0, source.end.0);
+    Citation { message_id, url, title: text(source.title), text: text(source.text), start, end, raw: Json::from_raw(raw).ok() }
+}
+
+/// An image: an address, a `data:` address, or bare base64.
+fn image(index: u64, raw: &RawValue, out: &mut Assembler) {
+    let outer: Image<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+    let image = match outer.nested.map(|nested| (nested, serde_json::from_str::<Image<'_>>(nested.get()))) {
+        Some((_, Ok(inner))) if inner.here => inner,
+        Some((nested, _)) => Image { url: Word(Some(text_of(nested))), ..outer },
+        None => outer,
+    };
+    let mut media_type: Cow<'_, str> = if image.media_type.is_empty() { "image/*".into() } else { image.media_type.as_str().into() };
+    let (mut url, mut data) = (None, None);
+    if let Some((kind, payload)) = image.url.as_str().strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
+        media_type = kind.into();
+        data = Some(payload.into());
+    } else if !image.url.is_empty() {
+        url = Some(image.url.as_str().into());
+    } else if !image.base64.is_empty() {
+        data = Some(image.base64.as_str().into());
+    } else {
+        return out.provider_event("image", Json::from_raw(raw).ok());
+    }
+    let message_id = out.message_id(index);
+    out.file(File { media_type: media_type.as_ref().into(), name: None, url, file_id: None, data, message_id });
+}
+
+/// Whether an object or a list holds nothing but nulls.
+fn only_nulls(raw: &RawValue) -> bool {
+    let bytes = raw.get().as_bytes();
+    match bytes[0] {
+        b'{' => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(raw.get())
+            .is_ok_and(|members| members.values().all(|value| value.get() == "null")),
+        b'[' => serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.iter().all(|item| item.get() == "null")),
+        _ => false,
+    }
+}
+
+/// The words of all dialects, whatever their case.
+fn finish_reason(raw: &str) -> FinishReason {
+    match raw.to_ascii_lowercase().as_str() {
+        "stop" | "end_turn" | "stop_sequence" | "eos" | "eos_token" | "end" | "complete" | "completed" | "done" => FinishReason::Stop,
+        "length" | "max_tokens" | "max_output_tokens" | "max_completion_tokens" | "model_length" | "model_context_window_exceeded" => {
+            FinishReason::Length
+        }
+        "tool_calls" | "tool_call" | "tool_use" | "function_call" => FinishReason::ToolCalls,
+        "content_filter" | "content_filtered" | "safety" | "sensitive" | "guardrail_intervened" => FinishReason::ContentFilter,
+        "refusal" => FinishReason::Refusal,
+        "pause" | "pause_turn" => FinishReason::Pause,
+        "error" | "network_error" | "engine_error" | "insufficient_system_resource" => FinishReason::Error,
+        "cancelled" | "canceled" | "abort" | "aborted" => FinishReason::Cancelled,
+        _ => FinishReason::Unknown,
+    }
+}

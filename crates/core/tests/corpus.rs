@@ -1,0 +1,296 @@
+//! Every recorded stream agrees with what its own oracle made of it, whole and in pieces, and cut at every byte.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
+use turnstream_core::event::Payload;
+use turnstream_core::provider::{Normalizer, Options};
+use turnstream_core::session::fold::{Fold, fold_bytes};
+
+/// Which provider reads a recorded protocol.
+const PROTOCOLS: &[(&str, &str)] = &[("openai-chat", "openai-chat"), ("completions", "openai-chat")];
+
+const FOLDERS: &[&str] = &["openai-chat", "anthropic", "groq", "deepseek", "openrouter", "mistral", "ollama", "others"];
+
+/// Streams judged differently from their oracle: which member, and why. At most 3 % of all, and only where the oracle
+/// itself is ambiguous.
+const JUDGED_DIFFERENTLY: &[(&str, &str, &str)] = &[(
+    "others/pydai-test_snowflake_thinking_streaming-0",
+    "reasoning",
+    "the reasoning comes in reasoning_details alone, which the oracle lists apart; it is text to show, so it counts",
+)];
+
+/// The most bytes of a stream that is cut at every byte; a longer one is cut at every byte of its ends and some 256 others.
+const CUT_EVERYWHERE: usize = 6 << 10;
+
+struct Case {
+    name: String,
+    provider: &'static str,
+    bytes: Vec<u8>,
+    expected: Value,
+}
+
+/// The recordings, or `None` with one line said where there are none.
+fn cases() -> Option<Vec<Case>> {
+    let shared = std::env::var_os("TURNSTREAM_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
+        PathBuf::from,
+    );
+    let corpus = shared.join("corpus");
+    if !corpus.is_dir() {
+        assert_ne!(std::env::var("TURNSTREAM_REQUIRE").as_deref(), Ok("all"), "no corpus at {}", corpus.display());
+        eprintln!("skipped: no corpus at {}", corpus.display());
+        return None;
+    }
+    let mut cases = Vec::new();
+    for folder in FOLDERS {
+        for entry in std::fs::read_dir(corpus.join(folder)).expect("the folder is there") {
+            let path = entry.expect("readable").path();
+            let file = path.file_name().and_then(|name| name.to_str()).expect("plain names");
+            let Some(stem) = file.strip_suffix(".expected.json") else { continue };
+            let expected: Value = serde_json::from_slice(&std::fs::read(&path).expect("readable")).expect("JSON");
+            let Some((_, provider)) = PROTOCOLS.iter().find(|(protocol, _)| expected["protocol"] == *protocol) else { continue };
+            let bytes = ["sse", "chunks.jsonl", "ndjson", "jsonl", "json", "bin"]
+                .iter()
+                .find_map(|ending| std::fs::read(path.with_file_name(format!("{stem}.{ending}"))).ok())
+                .unwrap_or_else(|| panic!("{folder}/{stem}: no recording"));
+            cases.push(Case { name: format!("{folder}/{stem}"), provider, bytes, expected });
+        }
+    }
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(cases.len() > 100, "only {} recordings", cases.len());
+    Some(cases)
+}
+
+/// Runs `check` over all cases on two threads and fails with all that it found.
+fn each(cases: &[Case], check: impl Fn(&Case) -> Vec<String> + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut faults = Vec::new();
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            faults.extend(check(case).into_iter().map(|fault| format!("{}: {fault}", case.name)));
+        }
+        faults
+    };
+    let faults = std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let mut faults = work();
+        faults.extend(other.join().expect("the other half"));
+        faults
+    });
+    assert!(faults.is_empty(), "{} faults in {} recordings\n{}", faults.len(), cases.len(), faults.join("\n"));
+}
+
+fn events(case: &Case, split: usize) -> Vec<Payload> {
+    let mut normalizer = Normalizer::new(case.provider, Options::default()).expect("a known provider");
+    let mut payloads = Vec::new();
+    for piece in case.bytes.chunks(split.max(1)) {
+        normalizer.feed(piece).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+        payloads.extend(normalizer.drain());
+    }
+    normalizer.finish().unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    payloads.extend(normalizer.drain());
+    payloads
+}
+
+/// What the oracle says of `member`, a plain merge's word first where the accumulator is known to have lost something.
+fn oracle<'a>(expected: &'a Value, member: &str) -> &'a Value {
+    let merged = &expected["disagrees_with_plain_merge"][member];
+    if merged.is_null() { &expected[member] } else { merged }
+}
+
+fn short(value: &impl ToString) -> String {
+    let text = value.to_string();
+    if text.chars().count() > 300 { text.chars().take(300).chain("…".chars()).collect() } else { text }
+}
+
+fn differ(what: &str, got: &Value, wanted: &Value) -> Option<String> {
+    (got != wanted).then(|| format!("{what}: got {}, wanted {}", short(got), short(wanted)))
+}
+
+/// An answer's members against an oracle's.
+fn answer_faults(got: &Value, wanted: &dyn Fn(&str) -> Value) -> Vec<String> {
+    let mut faults = Vec::new();
+    for member in ["text", "reasoning"] {
+        faults.extend(differ(member, &got[member], &wanted(member)));
+    }
+    faults.extend(differ("finish_reason", &got["finish_reason_raw"], &wanted("finish_reason")));
+    // An empty refusal is none.
+    if !matches!(wanted("refusal"), Value::Null) && wanted("refusal") != "" {
+        faults.extend(differ("refusal", &got["refusal"], &wanted("refusal")));
+    }
+    let own = |call: &&Value| call["kind"] == "client";
+    let calls: Vec<&Value> = got["tool_calls"].as_array().into_iter().flatten().filter(own).collect();
+    let wanted = wanted("tool_calls");
+    let expected = wanted.as_array().map_or(&[][..], Vec::as_slice);
+    if calls.len() != expected.len() {
+        faults.push(format!("tool_calls: got {}, wanted {}", short(&got["tool_calls"]), short(&wanted)));
+    }
+    for (call, expected) in calls.iter().zip(expected) {
+        for member in ["id", "name", "arguments", "arguments_raw"] {
+            // An id that the provider left out is minted.
+            if !(expected[member].is_null() || (member == "id" && expected[member] == "")) {
+                faults.extend(differ(member, &call[member], &expected[member]));
+            }
+        }
+    }
+    faults
+}
+
+/// Nulls that the merge keeps or drops make no difference; a null inside the object neither.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            Value::Object(members.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), without_nulls(v))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn agrees_with_its_oracle() {
+    let Some(cases) = cases() else { return };
+    let used = parking_lot::Mutex::new(HashSet::new());
+    each(&cases, |case| {
+        let fold = match fold_bytes(&case.bytes, case.provider, 0, false) {
+            Ok(fold) => fold,
+            Err(error) => return vec![error.to_string()],
+        };
+        let got: Value = serde_json::from_str(&fold.to_json()).expect("the fold is JSON");
+        let mut faults = answer_faults(&got, &|member| oracle(&case.expected, member).clone());
+        let usage = oracle(&case.expected, "usage");
+        if !usage.is_null() {
+            faults.extend(differ("usage", &without_nulls(&got["usage_raw"]), &without_nulls(usage)));
+        }
+        let error = oracle(&case.expected, "error");
+        if error.is_null() {
+            faults.extend(differ("error", &got["error"], &Value::Null));
+        } else {
+            faults.extend(differ("error", &got["error"]["message"], &error["message"]));
+        }
+        let choices = case.expected["choices"].as_array().cloned().unwrap_or_default();
+        if choices.len() != got["choices"].as_array().map_or(0, Vec::len) {
+            faults.push(format!("choices: got {}, wanted {}", short(&got["choices"]), choices.len()));
+        }
+        for (index, choice) in choices.iter().enumerate() {
+            let of = answer_faults(&got["choices"][index], &|member| choice[member].clone());
+            faults.extend(of.into_iter().map(|fault| format!("choice {index}: {fault}")));
+        }
+        let mut used = used.lock();
+        faults.retain(|fault| {
+            !JUDGED_DIFFERENTLY.iter().any(|(name, member, _)| {
+                let same = *name == case.name && fault.starts_with(&format!("{member}: "));
+                if same {
+                    used.insert((*name, *member));
+                }
+                same
+            })
+        });
+        faults
+    });
+    assert_eq!(used.lock().len(), JUDGED_DIFFERENTLY.len(), "the table names what is no longer different");
+    assert!(JUDGED_DIFFERENTLY.len() * 100 <= cases.len() * 3);
+}
+
+#[test]
+fn any_split_gives_equal_events() {
+    let Some(cases) = cases() else { return };
+    each(&cases, |case| {
+        let whole = events(case, usize::MAX);
+        let differs = |split: &&usize| events(case, **split) != whole;
+        [1, 7, 4096].iter().filter(differs).map(|split| format!("pieces of {split} give other events")).collect()
+    });
+}
+
+#[test]
+fn recognised_without_a_name() {
+    let Some(cases) = cases() else { return };
+    each(&cases, |case| match fold_bytes(&case.bytes, "auto", 0, false) {
+        Ok(fold) => {
+            let mut named = fold_bytes(&case.bytes, case.provider, 0, false).expect("a stream");
+            named.provider.clone_from(&fold.provider);
+            let same = fold.provider == case.provider && fold.to_json() == named.to_json();
+            if same { vec![] } else { vec![format!("read as {}", fold.provider)] }
+        }
+        Err(error) => vec![error.to_string()],
+    });
+}
+
+#[test]
+fn events_keep_the_rules_of_the_vocabulary() {
+    let Some(cases) = cases() else { return };
+    each(&cases, |case| rule_faults(&events(case, usize::MAX)));
+}
+
+/// Every message and call that opens is closed once, every round ends, deltas belong to something open, and a message's
+/// deltas are its text.
+fn rule_faults(payloads: &[Payload]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut fault = |text: String| faults.push(text);
+    let mut texts = std::collections::HashMap::new();
+    let (mut open_calls, mut rounds) = (HashSet::new(), 0_i32);
+    for payload in payloads {
+        match payload {
+            Payload::RoundStart(_) => rounds += 1,
+            Payload::RoundEnd(_) => rounds -= 1,
+            Payload::MessageStart(start) => {
+                if texts.insert(start.message_id.clone(), Some(String::new())).is_some() {
+                    fault(format!("message {} starts twice", start.message_id));
+                }
+            }
+            Payload::MessageReset(reset) => {
+                texts.insert(reset.message_id.clone(), Some(String::new()));
+            }
+            Payload::TextDelta(delta) => match texts.get_mut(&delta.message_id) {
+                Some(Some(text)) => text.push_str(&delta.text),
+                _ => fault(format!("a delta for {}, which is not open", delta.message_id)),
+            },
+            Payload::AssistantMessage(whole) => match texts.insert(whole.message_id.clone(), None) {
+                Some(Some(text)) if *whole.text == text => {}
+                _ => fault(format!("message {} is not what its deltas said", whole.message_id)),
+            },
+            Payload::ToolCallStart(start) => {
+                if !open_calls.insert(start.call_id.clone()) {
+                    fault(format!("call {} starts twice", start.call_id));
+                }
+            }
+            Payload::ToolCallDelta(delta) if !open_calls.contains(&delta.call_id) => {
+                fault(format!("arguments for {}, which is not open", delta.call_id));
+            }
+            Payload::ToolCall(call) if !open_calls.remove(&call.call_id) => fault(format!("call {} was not open", call.call_id)),
+            _ => {}
+        }
+        if !(0..=1).contains(&rounds) {
+            fault("rounds overlap".to_owned());
+        }
+    }
+    if rounds != 0 || !open_calls.is_empty() || texts.values().any(Option::is_some) {
+        fault("something is still open at the end".to_owned());
+    }
+    faults
+}
+
+#[test]
+fn a_cut_anywhere_is_closed_and_makes_no_replacement_characters() {
+    let Some(cases) = cases() else { return };
+    each(&cases, |case| {
+        let clean = !String::from_utf8_lossy(&case.bytes).contains('\u{fffd}')
+            && !case.bytes.windows(6).any(|window| window.eq_ignore_ascii_case(b"\\ufffd"));
+        let (length, mut faults) = (case.bytes.len(), Vec::new());
+        let step = if length <= CUT_EVERYWHERE { 1 } else { length / 256 };
+        for cut in (1..length).filter(|cut| cut % step == 0 || *cut < 256 || length - cut < 256) {
+            let mut normalizer = Normalizer::new(case.provider, Options::default()).expect("a known provider");
+            let _ = normalizer.feed(&case.bytes[..cut]).and_then(|()| normalizer.finish());
+            let payloads: Vec<Payload> = normalizer.drain().collect();
+            let mut fold = Fold::new(case.provider);
+            payloads.iter().for_each(|payload| fold.push(payload));
+            if clean && fold.to_json().contains('\u{fffd}') {
+                faults.push(format!("cut at {cut}: a replacement character"));
+            }
+            faults.extend(rule_faults(&payloads).into_iter().map(|fault| format!("cut at {cut}: {fault}")));
+        }
+        faults
+    });
+}
