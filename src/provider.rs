@@ -1,12 +1,176 @@
-use pyo3::prelude::*;
+//! Normalizers as Python sees them: bytes in, events out; or bytes straight into a turn.
+
 use std::sync::Arc;
-#[pyclass(frozen)]
-pub struct TurnFeed {}
-impl TurnFeed {
-    pub fn new(_s: Arc<turnstream_core::session::Session>, _t: u32, _p: &str, _x: bool) -> PyResult<Self> {
-        Ok(Self {})
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use turnstream_core::event::{Context, Payload};
+use turnstream_core::provider::{self as core, Options};
+use turnstream_core::session::fold::{Fold, fold_bytes};
+use turnstream_core::session::{Session, now_ms};
+
+use crate::{errors, event};
+
+fn options(strict: bool, id_prefix: String) -> Options {
+    Options { strict, id_prefix, ..Options::default() }
+}
+
+/// Bytes of a Python bytes object, or of the text of a str.
+fn bytes_of<'a>(data: &'a Bound<'_, PyAny>) -> PyResult<std::borrow::Cow<'a, [u8]>> {
+    if let Ok(bytes) = data.cast::<PyBytes>() {
+        return Ok(std::borrow::Cow::Borrowed(bytes.as_bytes()));
+    }
+    if let Ok(text) = data.cast::<pyo3::types::PyString>() {
+        return Ok(std::borrow::Cow::Owned(text.to_string_lossy().into_owned().into_bytes()));
+    }
+    data.extract::<Vec<u8>>().map(std::borrow::Cow::Owned)
+}
+
+/// One provider stream's bytes to events. Does no I/O; one thread at a time.
+///
+/// Events belong to no session: seq counts from 1, turn is 1. Lenient, a broken frame is a `warning` and the stream
+/// goes on; strict, it raises ProtocolError, and the events before it are lost to `feed` but not to `finish`.
+#[pyclass(frozen, module = "turnstream")]
+pub struct Normalizer {
+    inner: Mutex<Loose>,
+}
+
+struct Loose {
+    normalizer: core::Normalizer,
+    seq: u64,
+    context: Arc<Context>,
+}
+
+impl Loose {
+    fn take(&mut self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
+        let time = now_ms();
+        let mut events = Vec::new();
+        for payload in self.normalizer.drain() {
+            if matches!(payload, Payload::RoundStart(_)) {
+                self.context = Arc::new(Context { turn: 1, round: self.context.round + 1, ..Context::default() });
+            }
+            self.seq += 1;
+            events.push(event::wrap_loose(py, payload, self.seq, &self.context, time)?);
+        }
+        Ok(events)
     }
 }
-pub fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+
+#[pymethods]
+impl Normalizer {
+    #[new]
+    #[pyo3(signature = (provider = "auto", *, strict = false))]
+    fn new(provider: &str, strict: bool) -> PyResult<Self> {
+        let normalizer = core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
+        let context = Arc::new(Context { turn: 1, ..Context::default() });
+        Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context }) })
+    }
+
+    /// Takes bytes, in any split; gives the events that they complete.
+    fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Vec<Py<PyAny>>> {
+        let mut inner = self.inner.lock();
+        inner.normalizer.feed(&bytes_of(data)?).map_err(|error| errors::protocol(&error))?;
+        inner.take(py)
+    }
+
+    /// The bytes have ended: closes everything that is open. A second call gives nothing.
+    fn finish(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
+        let mut inner = self.inner.lock();
+        inner.normalizer.finish().map_err(|error| errors::protocol(&error))?;
+        inner.take(py)
+    }
+
+    /// The provider's name; "auto" until it is recognised.
+    #[getter]
+    fn provider(&self) -> &'static str {
+        self.inner.lock().normalizer.provider()
+    }
+}
+
+/// A provider's bytes straight into a turn's log, without a Python object per event.
+#[pyclass(frozen, module = "turnstream")]
+pub struct TurnFeed {
+    session: Arc<Session>,
+    turn: u32,
+    inner: Mutex<(core::Normalizer, Fold)>,
+}
+
+impl TurnFeed {
+    pub fn new(session: Arc<Session>, turn: u32, provider: &str, strict: bool) -> PyResult<Self> {
+        // The log's head makes the prefix unique: it never comes twice in a session.
+        let prefix = format!("{}-", session.position().head);
+        let normalizer = core::Normalizer::new(provider, options(strict, prefix)).map_err(|error| errors::protocol(&error))?;
+        let fold = Fold::new(normalizer.provider());
+        Ok(Self { session, turn, inner: Mutex::new((normalizer, fold)) })
+    }
+
+    fn append(&self, inner: &mut (core::Normalizer, Fold)) -> PyResult<usize> {
+        let (normalizer, fold) = inner;
+        let payloads = normalizer.drain().inspect(|payload| fold.push(payload));
+        self.session.emit_all(self.turn, payloads).map_err(|error| errors::session(&error))
+    }
+}
+
+#[pymethods]
+impl TurnFeed {
+    /// Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion.
+    fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let bytes = bytes_of(data)?;
+        let bytes = &*bytes;
+        // Other threads may run: a chunk can be megabytes.
+        let (fed, appended) = py.detach(|| {
+            let mut inner = self.inner.lock();
+            let fed = inner.0.feed(bytes);
+            (fed, self.append(&mut inner))
+        });
+        fed.map_err(|error| errors::protocol(&error))?;
+        appended
+    }
+
+    /// The bytes have ended: closes what is open. Returns the fold of this stream, as JSON text.
+    fn finish(&self) -> PyResult<String> {
+        let mut inner = self.inner.lock();
+        let finished = inner.0.finish();
+        self.append(&mut inner)?;
+        finished.map_err(|error| errors::protocol(&error))?;
+        let provider = inner.0.provider();
+        inner.1.provider = provider.into();
+        Ok(inner.1.to_json())
+    }
+
+    /// Whether the producer should wait: a pacing reader lags by its window.
+    #[getter]
+    fn should_wait(&self) -> bool {
+        !self.session.may_produce(None)
+    }
+
+    /// The provider's name; "auto" until it is recognised.
+    #[getter]
+    fn provider(&self) -> &'static str {
+        self.inner.lock().0.provider()
+    }
+}
+
+/// The names of all wire formats that can be read, sorted.
+#[pyfunction]
+fn providers() -> Vec<&'static str> {
+    core::providers().collect()
+}
+
+/// The fold of a whole stream, as the JSON text that `turnstream fold` prints. `split` feeds so many bytes at a time.
+#[pyfunction]
+#[pyo3(signature = (data, provider = "auto", *, split = 0, strict = false))]
+fn fold_json(py: Python<'_>, data: &Bound<'_, PyAny>, provider: &str, split: usize, strict: bool) -> PyResult<String> {
+    let bytes = bytes_of(data)?;
+    let bytes = &*bytes;
+    let fold = py.detach(|| fold_bytes(bytes, provider, split, strict)).map_err(|error| errors::protocol(&error))?;
+    Ok(fold.to_json())
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Normalizer>()?;
+    module.add_class::<TurnFeed>()?;
+    module.add_function(wrap_pyfunction!(providers, module)?)?;
+    module.add_function(wrap_pyfunction!(fold_json, module)?)
 }
