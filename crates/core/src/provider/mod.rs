@@ -6,14 +6,17 @@
 //! too; 3. the deltas' text is a prefix of the message's, unless a `message_reset` stands between; 4. what the
 //! vocabulary has no word for passes as `provider_event`; 5. memory is a small multiple of the input.
 
+mod anthropic;
 mod assemble;
 mod fault;
 mod lax;
 mod normalizer;
 mod openai_chat;
+mod wire;
 
 use crate::frame::{Frame, FrameError};
 
+pub use anthropic::Anthropic;
 pub use assemble::{Assembler, UsageCounts};
 pub use normalizer::{Normalizer, Options};
 
