@@ -85,6 +85,8 @@ struct Call {
     sent: usize,
     started: bool,
     closed: bool,
+    /// The arguments are text, not JSON.
+    free_text: bool,
 }
 
 /// How a call's arguments ended.
@@ -437,6 +439,7 @@ impl Assembler {
                 sent: 0,
                 started: false,
                 closed: false,
+                free_text: false,
             });
             self.calls.len() - 1
         });
@@ -525,6 +528,13 @@ impl Assembler {
         }
     }
 
+    /// The arguments of the call open under `key` are free text, not JSON: its `tool_call` carries them as a string.
+    pub fn arguments_are_text(&mut self, key: u64) {
+        if let Some(index) = self.call_at(key) {
+            self.calls[index].free_text = true;
+        }
+    }
+
     /// The call open under `key` is whole: emits its `tool_call`, and gives its id unless it was dropped.
     pub fn call_end(&mut self, key: u64) -> Option<Id> {
         let index = self.call_at(key)?;
@@ -559,6 +569,7 @@ impl Assembler {
         let raw = std::mem::take(&mut call.arguments);
         let (arguments, arguments_error) = match (end, raw.trim().is_empty()) {
             (CallEnd::Withdrawn, _) => (None, Some(Text::from("the provider withdrew the call"))),
+            (CallEnd::Whole | CallEnd::Cut, _) if call.free_text => (Some(Json::string(&raw)), None),
             (CallEnd::Cut, true) => (None, Some(Text::from("the stream broke off before the arguments"))),
             // No arguments at all is the way most providers call a tool that takes none.
             (CallEnd::Whole, true) => (Some(Json::trusted("{}")), None),

@@ -12,6 +12,7 @@ mod fault;
 mod lax;
 mod normalizer;
 mod openai_chat;
+mod openai_responses;
 mod wire;
 
 use crate::frame::{Frame, FrameError};
@@ -19,6 +20,7 @@ use crate::frame::{Frame, FrameError};
 pub use anthropic::Anthropic;
 pub use assemble::{Assembler, UsageCounts};
 pub use normalizer::{Normalizer, Options};
+pub use openai_responses::OpenAiResponses;
 
 /// The codes of errors that the reader finds by itself; every other is the provider's own.
 pub const READER_ERRORS: [&str; 3] = ["stream_truncated", "frame_too_long", "protocol_error"];
