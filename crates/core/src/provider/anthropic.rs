@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::lax::{Word, text_of};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
@@ -46,6 +46,19 @@ struct Delta<'a> {
     citation: Option<&'a RawValue>,
 }
 
+/// Whether a frame is of this format.
+pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
+    let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
+    match &*object.text("type") {
+        "message_start" | "message_delta" | "message_stop" | "ping" => Likeness::Yes,
+        "content_block_start" | "content_block_delta" | "content_block_stop" => Likeness::Yes,
+        "message" if object.raw("content").is_some() => Likeness::Yes,
+        // The Responses API's errors are numbered.
+        "error" if object.raw("error").is_some() && object.raw("sequence_number").is_none() => Likeness::Maybe,
+        _ => Likeness::No,
+    }
+}
+
 /// A tool's block that has not stopped.
 struct OpenCall {
     index: u64,
@@ -63,7 +76,7 @@ struct Counts {
 
 /// The state machine.
 #[derive(Default)]
-pub struct Anthropic {
+pub(super) struct Anthropic {
     /// The assembler's key of the current message; each `message_start` takes a new one.
     message: u64,
     /// The current message's own id, from its start to its stop.

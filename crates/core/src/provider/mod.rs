@@ -17,10 +17,8 @@ mod wire;
 
 use crate::frame::{Frame, FrameError};
 
-pub use anthropic::Anthropic;
 pub use assemble::{Assembler, UsageCounts};
 pub use normalizer::{Normalizer, Options};
-pub use openai_responses::OpenAiResponses;
 
 /// The codes of errors that the reader finds by itself; every other is the provider's own.
 pub const READER_ERRORS: [&str; 3] = ["stream_truncated", "frame_too_long", "protocol_error"];
@@ -57,8 +55,15 @@ struct Entry {
 }
 
 /// Every wire format that can be read, sorted by name: a new one is one line here.
-const CATALOG: &[Entry] =
-    &[Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise }];
+const CATALOG: &[Entry] = &[
+    Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
+    Entry {
+        name: "openai-responses",
+        make: || Box::<openai_responses::OpenAiResponses>::default(),
+        recognise: openai_responses::recognise,
+    },
+];
 
 /// The names of all wire formats, sorted.
 pub fn providers() -> impl Iterator<Item = &'static str> {

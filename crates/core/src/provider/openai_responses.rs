@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::lax::{Count, Word, text_of};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::write_str;
 use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
@@ -42,12 +42,27 @@ impl Head<'_> {
     }
 }
 
+/// Whether a frame is of this format.
+pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
+    let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
+    let kind = object.text("type");
+    if kind.starts_with("response.") || &*object.text("object") == "response" {
+        Likeness::Yes
+    } else if kind == "error" && object.raw("sequence_number").is_some() {
+        Likeness::Maybe
+    } else {
+        Likeness::No
+    }
+}
+
 /// An output item that has been seen.
 #[derive(Default)]
 struct Item {
     index: u64,
     /// The assembler's key of the message it belongs to.
     message: u64,
+    /// The id it had last.
+    id: Box<str>,
     done: bool,
     /// Some of its reasoning, its refusal, its citations have gone out already.
     thought: bool,
@@ -60,7 +75,7 @@ type Part = (u64, bool, u64);
 
 /// The state machine.
 #[derive(Default)]
-pub struct OpenAiResponses {
+pub(super) struct OpenAiResponses {
     /// The response's id: that of its first message too, whose reasoning and calls may come before its item.
     id: Box<str>,
     /// The assembler's keys of the response's first and current message.
@@ -212,7 +227,10 @@ impl OpenAiResponses {
     fn end(&mut self, status: &str, response: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         out.model(&response.text("model"));
         for (index, item) in response.list("output").into_iter().enumerate() {
-            if !self.items.iter().any(|seen| seen.index == index as u64 && seen.done) {
+            // By index, and by id: some leave items out of the whole that they have streamed.
+            let id = Object::from_raw(item)?.text("id");
+            let known = |seen: &Item| seen.done && (seen.index == index as u64 || (!id.is_empty() && *seen.id == *id));
+            if !self.items.iter().any(known) {
                 self.item_done(index as u64, item, out)?;
             }
         }
@@ -300,9 +318,11 @@ impl OpenAiResponses {
     fn item_done(&mut self, index: u64, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
         let item = Object::from_raw(raw)?;
         self.item_added(index, &item, out)?;
-        if std::mem::replace(&mut self.item(index).done, true) {
+        let seen = self.item(index);
+        if std::mem::replace(&mut seen.done, true) {
             return Ok(());
         }
+        seen.id = item.text("id").into();
         let kind = item.text("type");
         match &*kind {
             "message" => self.message_done(index, &item, out),
