@@ -508,7 +508,8 @@ impl OpenAiChat {
         let reasoning = tokens.of_output.reasoning.0.or(tokens.reasoning.0);
         let mut output = tokens.output.0;
         // xAI counts reasoning beside the completion; its total gives it away.
-        if let (Some(input), Some(said), Some(total), Some(reasoning @ 1..)) = (tokens.input.0, output, tokens.total.0, reasoning) {
+        if let (Some(input), Some(said), Some(total), Some(reasoning @ 1..)) = (tokens.input.0, output, tokens.total.0, reasoning)
+        {
             if input.checked_add(said).and_then(|sum| sum.checked_add(reasoning)) == Some(total) {
                 output = Some(said + reasoning);
             }
@@ -643,7 +644,8 @@ fn image(index: u64, raw: &RawValue, out: &mut Assembler) {
         Some((nested, _)) => Image { url: Word(Some(text_of(nested))), ..outer },
         None => outer,
     };
-    let mut media_type: Cow<'_, str> = if image.media_type.is_empty() { "image/*".into() } else { image.media_type.as_str().into() };
+    let mut media_type: Cow<'_, str> =
+        if image.media_type.is_empty() { "image/*".into() } else { image.media_type.as_str().into() };
     let (mut url, mut data) = (None, None);
     if let Some((kind, payload)) = image.url.as_str().strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
         media_type = kind.into();
@@ -665,7 +667,9 @@ fn only_nulls(raw: &RawValue) -> bool {
     match bytes[0] {
         b'{' => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(raw.get())
             .is_ok_and(|members| members.values().all(|value| value.get() == "null")),
-        b'[' => serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.iter().all(|item| item.get() == "null")),
+        b'[' => {
+            serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.iter().all(|item| item.get() == "null"))
+        }
         _ => false,
     }
 }
@@ -673,10 +677,15 @@ fn only_nulls(raw: &RawValue) -> bool {
 /// The words of all dialects, whatever their case.
 fn finish_reason(raw: &str) -> FinishReason {
     match raw.to_ascii_lowercase().as_str() {
-        "stop" | "end_turn" | "stop_sequence" | "eos" | "eos_token" | "end" | "complete" | "completed" | "done" => FinishReason::Stop,
-        "length" | "max_tokens" | "max_output_tokens" | "max_completion_tokens" | "model_length" | "model_context_window_exceeded" => {
-            FinishReason::Length
+        "stop" | "end_turn" | "stop_sequence" | "eos" | "eos_token" | "end" | "complete" | "completed" | "done" => {
+            FinishReason::Stop
         }
+        "length"
+        | "max_tokens"
+        | "max_output_tokens"
+        | "max_completion_tokens"
+        | "model_length"
+        | "model_context_window_exceeded" => FinishReason::Length,
         "tool_calls" | "tool_call" | "tool_use" | "function_call" => FinishReason::ToolCalls,
         "content_filter" | "content_filtered" | "safety" | "sensitive" | "guardrail_intervened" => FinishReason::ContentFilter,
         "refusal" => FinishReason::Refusal,
