@@ -1,87 +1,506 @@
 """The Rust side of turnstream. Import its names from `turnstream`, never from here."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Literal, Self, TypeAlias, final
+
+from turnstream.message import Message
 
 __version__: str
 debug_build: bool
+EVENT_TYPES: dict[str, type[Event]]
+"""The class of each type, by its name on the wire."""
 
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-class TurnstreamError(Exception):
-    """The root of all errors of this package. `code` is a stable word for programs."""
-
-    code: str
-
-class PayloadError(TurnstreamError, ValueError):
-    """An event's type or fields are not of the vocabulary."""
-
-class ProtocolError(TurnstreamError, ValueError):
-    """A provider's bytes are not what its format says; the text names provider and byte offset."""
-
-class UnknownProvider(TurnstreamError, ValueError):
-    """No provider of that name, or `auto` does not recognise the bytes."""
-
-class FrameTooLong(ProtocolError):
-    """A line or an event is longer than the reader's limit."""
-
-class CursorError(TurnstreamError, ValueError):
-    """The text is not a cursor (`<epoch>.<seq>`)."""
-
-class CursorExpired(TurnstreamError):
-    """The log no longer holds what comes after the cursor, and the reader asked to be refused."""
-
-class SessionClosed(TurnstreamError):
-    """The session has ended or was deleted; it takes no more events."""
-
-class UnknownSession(TurnstreamError, KeyError):
-    """No session of that id."""
-
-class TurnActive(TurnstreamError):
-    """A turn is running; a session runs one at a time."""
-
-class TurnEnded(TurnstreamError):
-    """The turn has its completion; it takes no more events."""
-
-class Conflict(TurnstreamError):
-    """The same client_id came before with another input."""
-
-class ReaderBusy(TurnstreamError):
-    """Two tasks wait on one reader; open a second reader instead."""
-
-class ForkedProcess(TurnstreamError):
-    """The object was made before a fork and cannot be used in the child."""
+FinishReason: TypeAlias = Literal[
+    "stop", "length", "tool_calls", "content_filter", "refusal", "pause", "error", "cancelled", "unknown"
+]
+Origin: TypeAlias = Literal["provider", "transcript", "fallback"]
+Kind: TypeAlias = Literal["client", "server", "command", "file_change", "mcp"]
+Status: TypeAlias = Literal["completed", "failed", "cancelled", "incomplete"]
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
 class Event:
-    """One immutable fact. Compared, hashed and pickled by its JSON form."""
+    """One immutable fact. Equal by content, hashable, picklable; safe to share between threads.
 
-    type: str
-    seq: int | None
-    session: str | None
-    turn: int
-    round: int
-    time: int
-    backend: str | None
-    extra: dict[str, Any]
-    """Fields that the vocabulary does not name."""
+    The classes below are made by streams. Made by hand (`TextDelta(text="Hi")`) they take their fields, and seq,
+    session, turn, round, time and backend, as keywords; PayloadError where a field is not of its type.
+    """
 
-    def to_dict(self) -> dict[str, Any]: ...
-    def json(self) -> str: ...
     @property
-    def cursor(self) -> str | None: ...
+    def type(self) -> str:
+        """The type's name on the wire."""
+    @property
+    def seq(self) -> int | None:
+        """Its place in the session's log, from 1; None for control frames."""
+    @property
+    def session(self) -> str | None:
+        """The session's id; None for events that belong to none."""
+    @property
+    def turn(self) -> int:
+        """Counts from 1 within the session; 0 outside every turn."""
+    @property
+    def round(self) -> int:
+        """Counts from 1 within the turn; 0 before the first model call."""
+    @property
+    def time(self) -> int:
+        """Unix milliseconds."""
+    @property
+    def backend(self) -> str | None:
+        """Which backend the turn runs on, if somebody said."""
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Fields that the vocabulary does not name."""
+    def __new__(cls) -> Self: ...
+    def to_dict(self) -> dict[str, Any]:
+        """The wire form as a dict, made anew by each call."""
+    def json(self) -> str:
+        """The wire form: one flat JSON object without a line break."""
     @staticmethod
-    def from_json(text: str) -> Event: ...
+    def from_json(text: str) -> Event:
+        """Reads the wire form. PayloadError where it is not of the vocabulary."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[Callable[[str], Event], tuple[str]]: ...
+    def __copy__(self) -> Self: ...
+    def __deepcopy__(self, _memo: object) -> Self: ...
 
+@final
+class TurnStart(Event):
+    """`turn_start` (boundary): A turn begins: one user request and, until its `completion`, the answer to it."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def input(self) -> Any: ...
+    @property
+    def client_id(self) -> str | None: ...
+    @property
+    def metadata(self) -> Any: ...
+
+@final
+class RoundStart(Event):
+    """`round_start` (boundary): One model call inside a turn begins."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def provider(self) -> str | None: ...
+
+@final
+class RoundEnd(Event):
+    """`round_end` (boundary): The model call has ended, on an error too."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+
+@final
+class MessageStart(Event):
+    """`message_start` (boundary): A message opens. `choice` is its index where the provider answers several times at once."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def choice(self) -> int | None: ...
+
+@final
+class MessageReset(Event):
+    """`message_reset` (boundary): What was shown of the message is withdrawn; what follows replaces it."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def reason(self) -> str | None: ...
+
+@final
+class AssistantMessage(Event):
+    """`assistant_message` (boundary): The message, whole: closes it, once, whether or not deltas came."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def reasoning(self) -> str: ...
+    @property
+    def refusal(self) -> str | None: ...
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]: ...
+    @property
+    def finish_reason(self) -> FinishReason: ...
+    @property
+    def finish_reason_raw(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def streamed(self) -> bool: ...
+    @property
+    def origin(self) -> Origin: ...
+    @property
+    def choice(self) -> int | None: ...
+
+@final
+class ToolCallStart(Event):
+    """`tool_call_start` (boundary): A tool call opens; its arguments follow as deltas or whole."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def call_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def message_id(self) -> str | None: ...
+
+@final
+class ToolCall(Event):
+    """`tool_call` (boundary): A tool call, whole. Where the arguments are not JSON, `arguments` is null and the error says why."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def call_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def arguments(self) -> Any: ...
+    @property
+    def arguments_raw(self) -> str: ...
+    @property
+    def arguments_error(self) -> str | None: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def message_id(self) -> str | None: ...
+
+@final
+class ToolResult(Event):
+    """`tool_result` (boundary): What a tool call gave: exactly one per call."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def call_id(self) -> str: ...
+    @property
+    def output(self) -> Any: ...
+    @property
+    def is_error(self) -> bool: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+
+@final
+class StageStart(Event):
+    """`stage_start` (boundary): A stage of the agent's work begins."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def agent(self) -> str | None: ...
+    @property
+    def index(self) -> int | None: ...
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def message(self) -> str | None: ...
+
+@final
+class StageEnd(Event):
+    """`stage_end` (boundary): A stage of the agent's work has ended."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def message(self) -> str | None: ...
+
+@final
+class Citation(Event):
+    """`citation` (boundary): A source the answer refers to. `raw` is the provider's own object."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str | None: ...
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def title(self) -> str | None: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def end(self) -> int | None: ...
+    @property
+    def raw(self) -> Any: ...
+
+@final
+class File(Event):
+    """`file` (boundary): A file the model made. `data` is base64."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def media_type(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def file_id(self) -> str | None: ...
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def message_id(self) -> str | None: ...
+
+@final
+class Usage(Event):
+    """`usage` (boundary): What one model call consumed: totals that include their cached and reasoning parts. `raw` as sent."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def input_tokens(self) -> int | None: ...
+    @property
+    def output_tokens(self) -> int | None: ...
+    @property
+    def total_tokens(self) -> int | None: ...
+    @property
+    def cache_read_tokens(self) -> int | None: ...
+    @property
+    def cache_write_tokens(self) -> int | None: ...
+    @property
+    def reasoning_tokens(self) -> int | None: ...
+    @property
+    def audio_input_tokens(self) -> int | None: ...
+    @property
+    def audio_output_tokens(self) -> int | None: ...
+    @property
+    def raw(self) -> Any: ...
+
+@final
+class Warning(Event):
+    """`warning` (boundary): Something was not as it should be, and the stream goes on."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def raw(self) -> Any: ...
+
+@final
+class Error(Event):
+    """`error` (boundary): Something failed. An error beats a finish, whichever comes first."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def retryable(self) -> bool: ...
+    @property
+    def fatal(self) -> bool: ...
+    @property
+    def raw(self) -> Any: ...
+
+@final
+class ProviderEvent(Event):
+    """`provider_event` (boundary): What a provider sent that the vocabulary has no word for."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def data(self) -> Any: ...
+
+@final
+class Custom(Event):
+    """`custom` (boundary): A user's own event."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def data(self) -> Any: ...
+
+@final
+class Completion(Event):
+    """`completion` (boundary): The turn has ended: exactly one per turn."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def reason(self) -> str | None: ...
+    @property
+    def usage(self) -> Any: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def error(self) -> Any: ...
+    @property
+    def events(self) -> int: ...
+
+@final
+class SessionEnd(Event):
+    """`session_end` (boundary): The session takes no more events."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def reason(self) -> str | None: ...
+
+@final
 class TextDelta(Event):
-    __match_args__: ClassVar[tuple[str, ...]] = ("message_id", "text")
-    message_id: str
-    text: str
-    def __init__(self, *, message_id: str = "", text: str = "", **fields: Any) -> None: ...
+    """`text_delta` (delta): A piece of a message's text."""
 
-# … one class per type of the vocabulary, named in CamelCase …
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+@final
+class ReasoningDelta(Event):
+    """`reasoning_delta` (delta): A piece of a message's reasoning; `part` counts its separate parts."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def part(self) -> int | None: ...
+
+@final
+class RefusalDelta(Event):
+    """`refusal_delta` (delta): A piece of a message's refusal."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def message_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+@final
+class ToolCallDelta(Event):
+    """`tool_call_delta` (delta): A raw piece of a tool call's arguments."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def call_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+@final
+class ToolOutputDelta(Event):
+    """`tool_output_delta` (delta): A piece of what a running tool prints."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def call_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+@final
+class Progress(Event):
+    """`progress` (state): How far a stage has come; the latest per stage counts."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def current(self) -> float | None: ...
+    @property
+    def total(self) -> float | None: ...
+    @property
+    def message(self) -> str | None: ...
+    @property
+    def agent(self) -> str | None: ...
+    @property
+    def elapsed_s(self) -> float | None: ...
+    @property
+    def estimate_s(self) -> float | None: ...
+
+@final
+class StreamOpen(Event):
+    """`stream_open` (control): The first frame of every stream: where the log stands and how the cursor was taken."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def earliest(self) -> int | None: ...
+    @property
+    def head(self) -> int: ...
+    @property
+    def heartbeat_s(self) -> float: ...
+    @property
+    def requested(self) -> str | None: ...
+
+@final
+class Snapshot(Event):
+    """`snapshot` (control): The folded state up to and with `head`, where history is missing."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def head(self) -> int: ...
+    @property
+    def state(self) -> Any: ...
+
+@final
+class Gap(Event):
+    """`gap` (control): Events `first` to `last` will not come."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def last(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
 
 # --- frames and providers -------------------------------------------------------------------------------------------
 
@@ -89,74 +508,119 @@ class TextDelta(Event):
 class Frame:
     """One server-sent event: `event` is "message" when not named, `id` the last event id at dispatch."""
 
-    event: str
-    data: str
-    id: str
-    retry: int | None
-
-@final
-class SSEDecoder:
-    """Server-sent events by the WHATWG standard, from bytes in any split. Does no I/O."""
-
-    def __init__(self, *, lenient: bool = False, max_line_bytes: int = ..., max_event_bytes: int = ...) -> None: ...
-    def feed(self, data: bytes) -> list[Frame]: ...
-    def finish(self) -> list[Frame]: ...
-    last_event_id: str
-    retry: int | None
-    comments: list[str]
+    @property
+    def event(self) -> str: ...
+    @property
+    def data(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def retry(self) -> int | None:
+        """Milliseconds, where this event's own block said so."""
 
 def providers() -> list[str]:
-    """The names of all wire formats that can be read."""
+    """The names of all wire formats that can be read, sorted."""
+
+def fold_json(data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False) -> str:
+    """The fold of a whole stream, as the JSON text that `turnstream fold` prints.
+
+    `split` feeds so many bytes at a time; the result does not change. UnknownProvider where `auto` recognises nothing,
+    ProtocolError where the bytes are no stream.
+    """
 
 @final
 class Normalizer:
-    """One provider stream's bytes to events. Does no I/O; one thread at a time."""
+    """One provider stream's bytes to events. Does no I/O; one thread at a time.
 
-    def __init__(self, provider: str = "auto", *, strict: bool = False) -> None: ...
-    def feed(self, data: bytes) -> list[Event]: ...
-    def finish(self) -> list[Event]: ...
-    provider: str
+    The events belong to no session: seq counts from 1, turn is 1. Lenient, a broken frame is a `warning` with its byte
+    offset and the stream goes on; strict, it raises ProtocolError.
+    """
 
-def fold_json(data: bytes, provider: str = "auto", *, split: int = 0, strict: bool = False) -> str:
-    """The fold of a whole stream, as the JSON text that `turnstream fold` prints."""
+    def __new__(cls, provider: str = "auto", *, strict: bool = False) -> Self: ...
+    def feed(self, data: bytes | str) -> list[Event]:
+        """Takes bytes, in any split; gives the events that they complete."""
+    def finish(self) -> list[Event]:
+        """The bytes have ended: closes everything that is open."""
+    @property
+    def provider(self) -> str:
+        """The provider's name; "auto" until it is recognised."""
+
+@final
+class TurnFeed:
+    """A provider's bytes straight into a turn's log, without a Python object per event. See `Turn.normalizer`."""
+
+    def feed(self, data: bytes | str) -> int:
+        """Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion."""
+    def finish(self) -> str:
+        """The bytes have ended: closes what is open. Returns the fold of this stream, as JSON text."""
+    @property
+    def should_wait(self) -> bool:
+        """Whether a pacing reader lags by its window: `await turn.ready()` before feeding more."""
+    @property
+    def provider(self) -> str: ...
 
 # --- sessions -------------------------------------------------------------------------------------------------------
 
 @final
 class Limits:
-    def __init__(self, *, max_events: int = 100_000, max_bytes: int = 64 << 20, max_age_s: float = 3600.0) -> None: ...
-    max_events: int
-    max_bytes: int
-    max_age_s: float
+    """How much a session keeps. What no longer fits leaves the log: deltas of finished messages first, then the oldest."""
+
+    def __new__(cls, *, max_events: int = 100_000, max_bytes: int = 67_108_864, max_age_s: float = 3600.0) -> Self: ...
+    @property
+    def max_events(self) -> int: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def max_age_s(self) -> float:
+        """Age of an event in seconds; also how long a finished session is kept."""
+    def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class Hub:
-    """The sessions, and the store they live in. Safe from every thread."""
+    """The sessions, and the store they live in. Safe from every thread.
 
-    def __init__(self, store: str = "memory", limits: Limits | None = None) -> None: ...
-    def session(self, id: str | None = None) -> Session: ...
+    `store`: "memory". UnknownStore for any other. A hub cannot be used in the child of a fork (ForkedProcess).
+    """
+
+    def __new__(cls, store: str = "memory", limits: Limits | None = None) -> Self: ...
+    def session(self, id: str | None = None) -> Session:
+        """The session `id`, made if it is new; without an id, a new one under an id nobody can guess."""
     def find(self, id: str) -> Session:
-        """The session, or UnknownSession; never makes one."""
-    def sessions(self) -> list[Session]: ...
+        """The session `id`, or UnknownSession; never makes one."""
+    def sessions(self) -> list[Session]:
+        """All sessions, newest activity first."""
     def delete(self, id: str) -> bool:
-        """Ends the session (`session_end`, running turn cancelled) and forgets it. False when there was none."""
-    def close(self) -> None: ...
+        """Ends the session (its running turn as cancelled) and forgets it. False when there was none."""
+    def close(self) -> None:
+        """Ends all sessions and forgets them."""
 
 @final
 class Session:
-    id: str
-    epoch: str
-    head: int
-    """seq of the newest event; 0 when there is none."""
-    earliest: int | None
-    cursor: str
-    """`<epoch>.<head>`."""
+    """One conversation: one ordered log of events, and the state folded from them. Safe from every thread."""
 
+    @property
+    def id(self) -> str: ...
+    @property
+    def epoch(self) -> str:
+        """The log's life: cursors of another epoch belong to another log."""
+    @property
+    def head(self) -> int:
+        """seq of the newest event; 0 when there is none."""
+    @property
+    def earliest(self) -> int | None:
+        """seq of the oldest event in the log."""
+    @property
+    def cursor(self) -> str:
+        """`<epoch>.<head>`."""
     def turn(
         self, input: Any = None, *, backend: str | None = None, client_id: str | None = None, metadata: Any = None
     ) -> Turn:
-        """Starts a turn (logs `turn_start`). TurnActive while one runs."""
-    def emitter(self) -> Callable[..., int]:
+        """Starts a turn (logs `turn_start`). TurnActive while one runs; SessionClosed after the session's end.
+
+        With a `client_id` that came before and an equal input, the turn that was started then, running or ended
+        (`turn.started` is False); with another input, Conflict.
+        """
+    def emitter(self) -> Emitter:
         """A callable `emit(type, payload=None, *, turn=None, **fields) -> seq`, safe from every thread."""
     def read(
         self,
@@ -166,7 +630,14 @@ class Session:
         pace: bool = False,
         deltas: Literal["exact", "merged"] = "exact",
         on_trim: Literal["snapshot", "fail"] = "snapshot",
-    ) -> Reader: ...
+    ) -> Reader:
+        """A reader: an async iterator of events, and a blocking one.
+
+        `after` is a cursor, None for the beginning; CursorError where malformed. `follow`: "turn" ends after the
+        completion of the running turn (or of the last one, or of the first to come), "session" after `session_end`,
+        "none" with what is there. `pace`: the producer waits while this reader lags by 256 events. `on_trim`: what a
+        cursor gets whose tail has left the log, a `snapshot` and the tail or CursorExpired.
+        """
     def frames(
         self,
         after: str | None = None,
@@ -176,99 +647,141 @@ class Session:
         deltas: Literal["exact", "merged"] = "merged",
         on_trim: Literal["snapshot", "fail"] = "snapshot",
         heartbeat_s: float = 10.0,
-        max_bytes: int = 65536,
+        max_bytes: int = 65_536,
         limit: int | None = None,
         retry_ms: int | None = None,
     ) -> FrameReader:
-        """The same log as encoded frames. Yields `bytes`: all frames that are ready, up to about `max_bytes`, the
-        `stream_open` first, heartbeats in silence; ends after the completion it follows."""
+        """The same log as encoded frames: each item is all frames that are ready, up to about `max_bytes`.
+
+        `stream_open` comes first, a heartbeat after each `heartbeat_s` of silence (0: none); it ends after what it
+        follows, or after `limit` events.
+        """
     def status(self) -> dict[str, Any]:
-        """`{"session_id", "state": "idle|running|completed|failed|cancelled|incomplete|ended", "turn", "epoch", "head",
-        "earliest", "cursor", "progress": {stage: {…}}, "usage", "error", "readers", "started", "updated"}`."""
+        """`{"session_id", "state", "turn", "epoch", "head", "earliest", "cursor", "earliest_cursor", "progress", "usage",
+        "error", "readers", "started", "updated"}`; `state` is idle, running, completed, failed, cancelled, incomplete or
+        ended; times are Unix milliseconds."""
     def messages(self) -> list[dict[str, Any]]:
-        """What was said so far, user inputs and partial answers included:
-        `{"role", "turn", "message_id", "text", "reasoning", "tool_calls": [{"call_id", "name", "arguments", "output", …}], "done"}`."""
+        """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
+        `{"role", "turn", "message_id", "text", "reasoning", "tool_calls": [{"call_id", "name", "arguments", "output", …}],
+        "done", …}`."""
     def result(self) -> dict[str, Any] | None:
-        """The last turn's `completion` as a dict; None while it runs or before the first."""
-    def statistics(self) -> dict[str, Any]: ...
-    def cancel(self, reason: str = "cancelled") -> Awaitable[bool]:
-        """Stops the running turn: cancels its task, ends it as cancelled. False when none was running."""
-    def close(self, reason: str | None = None) -> None: ...
+        """The last turn's `completion`; None while a turn runs or before the first has ended."""
+    def statistics(self) -> dict[str, int]:
+        """Exact counts: appended, duplicates, late, refused, evicted, retained, bytes, readers."""
+    def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:
+        """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
+        usage, and cancels its task. Awaits to False when none was running."""
+    def close(self, reason: str | None = None) -> None:
+        """Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Emitter:
+    """Appends events to a session, from any thread. See `Session.emitter`."""
+
+    def __call__(self, type: str, payload: Any = None, *, turn: int | None = None, **fields: Any) -> int:
+        """Appends one event; returns its seq. Without `turn`, the running one is meant, or the session itself where none
+        runs. What JSON cannot say becomes a typed placeholder. PayloadError where type or fields are not of the
+        vocabulary, TurnEnded after the turn's completion, SessionClosed after the session's end."""
 
 @final
 class Turn:
-    """One request and its answer. Leaves exactly one `completion` behind, however it is left."""
+    """One request and its answer. However it is left, it leaves exactly one `completion` behind.
 
-    session: Session
-    number: int
-    input: Any
-    cancelled: bool
-    ended: bool
+    As a context manager: completed; failed, after an `error`, if an exception leaves the block; cancelled on
+    cancellation. Forgotten without an end, it is failed with reason "abandoned".
+    """
 
+    @property
+    def session(self) -> Session: ...
+    @property
+    def number(self) -> int:
+        """Counts from 1 within the session."""
+    @property
+    def started(self) -> bool:
+        """Whether this call started it; False for one that an earlier request of the same client_id started."""
+    @property
+    def cursor(self) -> str:
+        """The cursor before its `turn_start`: a reader from there sees all of it."""
+    @property
+    def input(self) -> Any:
+        """What the request brought, untouched."""
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def ended(self) -> bool:
+        """Whether it has its completion."""
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-    async def __aenter__(self) -> Self: ...
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-    def emit(self, type: str, payload: Mapping[str, Any] | None = None, **fields: Any) -> int: ...
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None: ...
+    def __aenter__(self) -> Coroutine[Any, Any, Self]: ...
+    def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> Coroutine[Any, Any, None]: ...
+    def emit(self, type: str, payload: Any = None, **fields: Any) -> int:
+        """Appends one event of this turn; returns its seq. TurnEnded after the completion."""
     def normalizer(self, provider: str = "auto", *, strict: bool = False) -> TurnFeed:
-        """A feed: provider bytes straight into the log, without a Python object per event."""
-    def relay(self, source: Any, provider: str = "auto", *, strict: bool = False) -> Awaitable[Message]: ...
-    def complete(self, result: Any = None, *, status: str = "completed", reason: str | None = None) -> None:
-        """Ends the turn. `result` (a text) is the fallback message when no other was seen. A second call does nothing."""
-    def fail(self, error: BaseException | str, *, code: str | None = None) -> None:
-        """Logs `error` and ends the turn as failed. A second call does nothing."""
-    def bind_task(self, cancel: Callable[[], object]) -> None:
-        """What `session.cancel()` calls to stop the work; called on the thread that cancels."""
+        """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name."""
+    def relay(self, source: Any, provider: str = "auto", *, strict: bool = False) -> Coroutine[Any, Any, Message]:
+        """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message."""
+    def complete(
+        self, result: str | None = None, *, status: Status | None = None, reason: str | None = None
+    ) -> None:
+        """Ends the turn. `result` is the message where no other said anything. A second call does nothing.
 
-@final
-class TurnFeed:
-    def feed(self, data: bytes) -> int:
-        """Events appended."""
-    def finish(self) -> Message: ...
+        Without a `status`: completed, unless its events say failed or incomplete.
+        """
+    def fail(self, error: BaseException | str, *, code: str | None = None) -> None:
+        """Logs a fatal `error` and ends the turn as failed. A second call does nothing."""
+    def bind_task(self, cancel: Callable[[], object]) -> None:
+        """What `session.cancel()` calls, once, on the thread that cancels, to stop the work."""
+    def ready(self) -> Awaitable[None]:
+        """Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure."""
 
 @final
 class Reader:
-    """A cursor into a session's log. An async iterator, and (`iter(reader)`) a blocking one."""
+    """A cursor into a session's log: an async iterator of events, and (`iter(reader)`) a blocking one.
 
-    cursor: str
+    One task or thread at a time: a second one gets ReaderBusy. Cancelling a wait loses nothing.
+    """
+
+    @property
+    def cursor(self) -> str:
+        """Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out."""
+    @property
+    def status(self) -> str:
+        """How the cursor was taken: live, resumed, caught_up, trimmed, other_epoch, ahead, finished."""
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[Event]: ...
     def __iter__(self) -> Iterator[Event]: ...
-    def batches(self, max_events: int = 64) -> AsyncIterator[list[Event]]: ...
+    def batches(self, max_events: int = 64) -> Batches:
+        """Lists of up to `max_events` events, all that are ready, at least one."""
+    def close(self) -> None:
+        """Ends the iteration, also of a task that is parked in it. A second call does nothing."""
     async def __aenter__(self) -> Self: ...
-    async def __aexit__(self, *exc: object) -> None: ...
-    def close(self) -> None: ...
+    async def __aexit__(self, *_error: object) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_error: object) -> None: ...
+
+@final
+class Batches:
+    """The batches of a reader. See `Reader.batches`."""
+
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Awaitable[list[Event]]: ...
+    def __iter__(self) -> Iterator[list[Event]]: ...
 
 @final
 class FrameReader:
-    """Encoded frames of a session's log; see Session.frames."""
+    """Encoded frames of a session's log. See `Session.frames`. One task or thread at a time."""
 
-    status: str
-    """How the cursor was taken, as in `stream_open`."""
+    @property
+    def status(self) -> str:
+        """How the cursor was taken, as in `stream_open`."""
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[bytes]: ...
     def __iter__(self) -> Iterator[bytes]: ...
     def close(self) -> None:
-        """Ends the iteration, also of a parked one."""
-
-@final
-class Message:
-    """What one model call said, whole."""
-
-    message_id: str
-    text: str
-    reasoning: str
-    refusal: str | None
-    tool_calls: list[Any]
-    """Each with `id`, `name`, `arguments`, `arguments_raw`, `arguments_error`, `kind`."""
-    finish_reason: str
-    finish_reason_raw: str | None
-    model: str | None
-    provider: str
-    usage: dict[str, Any] | None
-    usage_raw: dict[str, Any] | None
-    error: dict[str, Any] | None
-    warnings: list[dict[str, Any]]
-    choices: list[Message]
-    events: int
-    def to_dict(self) -> dict[str, Any]: ...
+        """Ends the iteration, also of a task that is parked in it. A second call does nothing."""
