@@ -22,7 +22,8 @@ fn per_event(mut run: impl FnMut()) -> f64 {
 #[test]
 #[ignore = "prints figures"]
 fn framing() {
-    let json = format!(r#"{{"id":"chatcmpl-1","choices":[{{"index":0,"delta":{{"content":" word"}}}}],"pad":"{}"}}"#, "x".repeat(220));
+    let json =
+        format!(r#"{{"id":"chatcmpl-1","choices":[{{"index":0,"delta":{{"content":" word"}}}}],"pad":"{}"}}"#, "x".repeat(220));
     assert_eq!(json.len(), 300);
     let sse = format!("data: {json}\n\n").repeat(EVENTS as usize);
     let ndjson = format!("{json}\n").repeat(EVENTS as usize);
