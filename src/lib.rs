@@ -4,6 +4,7 @@ mod bell;
 mod convert;
 mod errors;
 mod event;
+mod frame;
 mod hub;
 mod pace;
 mod provider;
@@ -20,6 +21,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("debug_build", cfg!(debug_assertions))?;
     bell::register(module)?;
     event::register(module)?;
+    frame::register(module)?;
     provider::register(module)?;
     hub::register(module)?;
     turn::register(module)?;

@@ -518,6 +518,25 @@ class Frame:
     def retry(self) -> int | None:
         """Milliseconds, where this event's own block said so."""
 
+@final
+class SSEDecoder:
+    """Server-sent events by the WHATWG standard, from bytes in any split. Does no I/O; one thread at a time.
+
+    `lenient` also gives an event that the end of input leaves without its blank line. A line or an event past its limit
+    raises FrameTooLong: the frames before it in the same chunk are returned first, and the next call raises. `comments`
+    are the newest, as many as `max_line_bytes` hold.
+    """
+
+    def __init__(self, *, lenient: bool = False, max_line_bytes: int = ..., max_event_bytes: int = ...) -> None: ...
+    def feed(self, data: bytes | bytearray) -> list[Frame]: ...
+    def finish(self) -> list[Frame]: ...
+    @property
+    def last_event_id(self) -> str: ...
+    @property
+    def retry(self) -> int | None: ...
+    @property
+    def comments(self) -> list[str]: ...
+
 def providers() -> list[str]:
     """The names of all wire formats that can be read, sorted."""
 

@@ -142,7 +142,7 @@ impl Decoder {
     /// # Errors
     /// A line or an event is longer than the limits. The items before it have been given; the same error comes again
     /// for every later call.
-    pub fn feed(&mut self, chunk: &[u8], out: &mut impl FnMut(Item<'_>)) -> Result<(), FrameError> {
+    pub fn feed(&mut self, chunk: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<(), FrameError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -162,7 +162,7 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Self::feed`].
-    pub fn finish(&mut self, out: &mut impl FnMut(Item<'_>)) -> Result<(), FrameError> {
+    pub fn finish(&mut self, out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<(), FrameError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
@@ -195,7 +195,7 @@ impl Decoder {
         done
     }
 
-    fn take(&mut self, chunk: &[u8], out: &mut impl FnMut(Item<'_>)) -> Result<(), FrameError> {
+    fn take(&mut self, chunk: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<(), FrameError> {
         let mut rest = chunk;
         let mut first = None;
         let done = loop {
@@ -222,7 +222,7 @@ impl Decoder {
     }
 
     /// A line that does not outlive the call.
-    fn joined(&mut self, line: &[u8], out: &mut impl FnMut(Item<'_>)) -> Result<(), FrameError> {
+    fn joined(&mut self, line: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<(), FrameError> {
         let mut first = None;
         let done = self.line(line, &mut first, out);
         self.keep(first);
@@ -235,7 +235,7 @@ impl Decoder {
         &mut self,
         line: &'a [u8],
         first: &mut Option<&'a [u8]>,
-        out: &mut impl FnMut(Item<'_>),
+        out: &mut (impl FnMut(Item<'_>) + ?Sized),
     ) -> Result<(), FrameError> {
         let field = Field::of(line);
         match field {
@@ -294,7 +294,7 @@ impl Decoder {
 
     /// The blank line: commits the id, gives the event if there is data, starts a new block.
     #[inline]
-    fn dispatch(&mut self, first: Option<&[u8]>, out: &mut impl FnMut(Item<'_>)) {
+    fn dispatch(&mut self, first: Option<&[u8]>, out: &mut (impl FnMut(Item<'_>) + ?Sized)) {
         let Some(offset) = self.block.begin.take() else { return };
         if std::mem::take(&mut self.block.has_id) {
             std::mem::swap(&mut self.last_event_id, &mut self.block.id);
