@@ -458,6 +458,7 @@ def test_anthropic_streams_are_read_raw(server: ScriptedServer) -> None:
         assert b"".join(iter_chunks(client.messages.stream(**ask))) == ANTHROPIC_BODY
 
 
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
 def test_google_genai_streams(server: ScriptedServer) -> None:
     """Its generators hide the response, so their models are written down, under the names of the wire."""
     genai = pytest.importorskip("google.genai")

@@ -4,7 +4,8 @@ Owns the loop between a source and a `TurnFeed`, and what a failure of the sourc
 what a source is (`sources`), what a provider means or what a turn does with its events (the core). Invariants:
 
 1. However the stream ends, what it opened is closed in the log, once, before the caller hears of it.
-2. A failure of the source is one `error` event that does not end the turn, and is raised as it is.
+2. A failure of the source is one `error` event, and is raised as it is; the turn goes on if the caller
+   catches it, and a later model call makes it good.
 3. A cancel closes the source, and is raised on.
 """
 
@@ -48,7 +49,7 @@ def _log(turn: Turn, error: Exception) -> None:
         "code": error.code if isinstance(error, TurnstreamError) else "source_failed",
         "message": str(error) if isinstance(error, TurnstreamError) else f"{type(error).__name__}: {error}",
         "retryable": bool(getattr(error, "retryable", False)),
-        "fatal": False,  # the caller may catch it and ask another model
+        "fatal": True,  # to the model call; a later call that succeeds makes it good
     }
     if isinstance(error, HTTPStatusError):
         fields["raw"] = {"status": error.status}  # not the body: it may quote a key, and readers are not the caller

@@ -199,10 +199,18 @@ class View:
     def _on_snapshot(self, event: dict[str, Any]) -> Iterator[Line]:
         yield Line(f"(history up to event {event.get('head')} is folded)", "yellow")
         state = event.get("state")
-        for message in state.get("messages") or () if isinstance(state, dict) else ():
-            who = "" if message.get("role") == "assistant" else f"{clean(message.get('role', ''))}: "
-            yield from (Line(who + line) for line in clean(message.get("text") or "").split("\n"))
-            self._shown.add(str(message.get("message_id")))
+        if not isinstance(state, dict):
+            return
+        self.turn = state.get("turn") or self.turn
+        self.status = "running" if state.get("running") else self.status
+        self._set_usage(state.get("usage"), add=False)
+        for message in state.get("messages") or ():
+            if message.get("role") == "user":
+                yield Line(f"── turn {message.get('turn')} {brief(message.get('input'))}".rstrip(), "bold")
+                continue
+            yield from self._on_text_delta(message)
+            if message.get("done"):  # of one that is not, the rest comes as deltas
+                yield from self._flush()
 
     # -- the moving part
 
@@ -238,8 +246,8 @@ class View:
 
 
 _ENDS_TEXT = frozenset(
-    "turn_start message_start message_reset assistant_message tool_call tool_result stage_start stage_end citation file "
-    "warning error completion session_end gap snapshot".split()
+    """turn_start message_start message_reset assistant_message tool_call tool_result stage_start stage_end warning error
+    completion session_end gap snapshot""".split()
 )
 """Before these a text's last line is finished. A `usage` or `progress` may come in the middle of one."""
 
