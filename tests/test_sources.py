@@ -167,12 +167,12 @@ def test_leaving_early_closes_generators() -> None:
     for first in (parts := iter_chunks(plain())):
         assert first == b"a"
         break
-    parts.close()  # type: ignore[attr-defined]
+    parts.close()
 
     async def main() -> None:
         parts = chunks(looped())
         assert await anext(parts) == b"a"
-        await parts.aclose()  # type: ignore[attr-defined]
+        await parts.aclose()
 
     run(main())
     assert closed == ["plain", "looped"]
@@ -297,7 +297,7 @@ def test_aiohttp_responses(server: ScriptedServer) -> None:
             assert broken.value.retryable
             parts = chunks(session.get(hang))
             assert await anext(parts) == OPENAI_CHAT[0]
-            await parts.aclose()  # type: ignore[attr-defined]
+            await parts.aclose()
 
     run(looped())
     assert server.left.wait(WAIT_S)
@@ -311,7 +311,8 @@ def test_requests_responses(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "retryable"), [(400, False), (401, False), (404, False), (408, True), (429, True), (500, True), (529, True)]
+    ("status", "retryable"),
+    [(400, False), (401, False), (404, False), (408, True), (429, True), (500, True), (529, True)],
 )
 def test_a_bad_status_is_a_typed_error(server: ScriptedServer, status: int, retryable: bool) -> None:
     """Invariant 2."""

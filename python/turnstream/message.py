@@ -40,7 +40,7 @@ class Message:
     """What one model call said, whole. `text` and `tool_calls` are the answer's own: the first choice's."""
 
     provider: str = ""
-    message_id: str = ""
+    message_id: str | None = None
     model: str | None = None
     text: str = ""
     reasoning: str = ""
@@ -59,7 +59,7 @@ class Message:
     events: int = 0
     turns: list[dict[str, Any]] = field(default_factory=list)
     choices: list[Message] = field(default_factory=list)
-    """All choices, where the provider answered several times at once; else empty."""
+    """All choices, where the provider answered several times at once, each with its `extra["index"]`; else empty."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Members of the fold that have no name here."""
 
@@ -79,11 +79,15 @@ class Message:
         """The fold's JSON object."""
         whole = _write(self)
         whole["tool_calls"] = [call.to_dict() for call in self.tool_calls]
-        if self.choices:
-            whole["choices"] = [choice.to_dict() for choice in self.choices]
-        else:
-            del whole["choices"]
+        whole["choices"] = [
+            {name: member for name, member in choice.to_dict().items() if name not in _SAID_ONCE}
+            for choice in self.choices
+        ]
         return whole
+
+
+_SAID_ONCE = frozenset(("provider", "usage", "usage_raw", "error", "warnings", "events", "turns", "choices"))
+"""Members of the whole fold, which no single choice repeats."""
 
 
 def _read(cls: Any, data: Mapping[str, Any]) -> Any:

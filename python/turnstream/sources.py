@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import aclosing, closing, suppress
 from types import coroutine
 from typing import Any
@@ -61,7 +61,7 @@ class UnsupportedSource(TurnstreamError, TypeError):
     code = "unsupported_source"
 
 
-async def chunks(source: Any) -> AsyncIterator[bytes]:
+async def chunks(source: Any) -> AsyncGenerator[bytes]:
     """The source's bytes, as they come.
 
     `source`: an async or plain iterable of bytes, str, dicts or SDK models; a response of httpx, aiohttp or requests;
@@ -80,7 +80,7 @@ async def chunks(source: Any) -> AsyncIterator[bytes]:
                     fair_until = time.monotonic() + FAIR_S
 
 
-def iter_chunks(source: Any) -> Iterator[bytes]:
+def iter_chunks(source: Any) -> Generator[bytes]:
     """`chunks` for code without a loop. An async source is an `UnsupportedSource`."""
     with closing(_open_sync(source)) as parts:
         for part in parts:

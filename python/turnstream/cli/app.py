@@ -56,7 +56,7 @@ def events(file: File, provider: Provider = "auto", split: Split = 0, strict: St
 
 
 @app.command()
-def watch(
+def watch(  # noqa: PLR0917 — typer reads options off the signature
     url: Annotated[str, typer.Argument(metavar="URL", help="A session: http://host/prefix/sessions/ID")],
     after: Annotated[str | None, typer.Option(metavar="CURSOR", help="Begin after this cursor.")] = None,
     follow: Annotated[str, typer.Option(metavar="turn|session|none", help="How far to follow.")] = "turn",
@@ -75,7 +75,7 @@ def watch(
 
 
 @app.command()
-def demo(
+def demo(  # noqa: PLR0917 — as above
     host: Host = "127.0.0.1",
     port: Port = 8000,
     replay: Annotated[Path | None, typer.Option(metavar="FILE", help="Play this recorded stream.")] = None,

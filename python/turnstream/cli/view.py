@@ -246,8 +246,7 @@ class View:
 
 
 _ENDS_TEXT = frozenset(
-    """turn_start message_start message_reset assistant_message tool_call tool_result stage_start stage_end warning error
-    completion session_end gap snapshot""".split()
+    ["turn_start", "message_start", "message_reset", "assistant_message", "tool_call", "tool_result", "stage_start", "stage_end", "warning", "error", "completion", "session_end", "gap", "snapshot"]
 )
 """Before these a text's last line is finished. A `usage` or `progress` may come in the middle of one."""
 

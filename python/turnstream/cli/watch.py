@@ -12,7 +12,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -34,7 +34,7 @@ class Refused(ts.TurnstreamError):
     code = "refused"
 
 
-def run(url: str, after: str | None, follow: str, headers: dict[str, str], give_up_s: float, plain: bool) -> int:
+def run(url: str, *, after: str | None, follow: str, headers: dict[str, str], give_up_s: float, plain: bool) -> int:
     """Follows until the end; the exit status: 0, or 130 when the user left."""
     try:
         asyncio.run(_watch(Follower(events_url(url, follow), after, follow, headers, give_up_s), plain))
@@ -74,7 +74,7 @@ class Follower:
         self._headers = {"accept": "text/event-stream", **headers}
         self._first_pause = self._pause = FIRST_PAUSE_S
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncGenerator[dict[str, Any]]:
         lost_at = time.monotonic()
         async with httpx.AsyncClient(timeout=httpx.Timeout(10.0, read=SILENCE_S)) as client:
             while True:
@@ -103,7 +103,7 @@ class Follower:
     def _ends(self, event: dict[str, Any]) -> bool:
         return event.get("type") == "session_end" or (self.follow == "turn" and event.get("type") == "completion")
 
-    async def _connection(self, client: httpx.AsyncClient) -> AsyncIterator[dict[str, Any]]:
+    async def _connection(self, client: httpx.AsyncClient) -> AsyncGenerator[dict[str, Any]]:
         headers = self._headers | ({"last-event-id": self.cursor} if self.cursor else {})
         async with client.stream("GET", self.url, headers=headers) as response:
             if response.status_code == 204:
