@@ -39,6 +39,15 @@ def text(events: list[ts.Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, ts.TextDelta))
 
 
+def drain(source: Any, into: list[ts.Event], **options: Any) -> None:
+    """Keeps what was given before an error. A URL is read by a blocking client."""
+    if isinstance(source, str):
+        with httpx.Client() as client, client.stream("GET", source) as response:
+            into.extend(ts.normalize(response, **options))
+    else:
+        into.extend(ts.normalize(source, **options))
+
+
 # --- normalize -------------------------------------------------------------------------------------------------------
 
 
@@ -96,13 +105,16 @@ async def test_what_came_is_given_before_the_sources_error(server: ScriptedServe
     url = server.script("/c", [OPENAI_CHAT[0], CUT])
     looped: list[ts.Event] = []
     plain: list[ts.Event] = []
-    async with httpx.AsyncClient() as client, client.stream("GET", url) as response:
-        with pytest.raises(ts.SourceError):
+
+    async def loop() -> None:
+        async with httpx.AsyncClient() as client, client.stream("GET", url) as response:
             async for event in ts.normalize(response):
                 looped.append(event)
-    with httpx.Client() as blocking, blocking.stream("GET", url) as answer, pytest.raises(ts.SourceError):
-        for event in ts.normalize(answer):
-            plain.append(event)
+
+    with pytest.raises(ts.SourceError):
+        await loop()
+    with pytest.raises(ts.SourceError):
+        await asyncio.to_thread(drain, url, plain)
     for events in (looped, plain):
         assert text(events) == "Hel"
         assert kinds(events)[-1] == "round_end"
@@ -166,10 +178,9 @@ def test_a_broken_frame_is_a_warning_or_an_error() -> None:
     events = list(ts.normalize(broken, "openai-chat"))
     assert text(events) == "Hello €"
     assert [event.type for event in events if isinstance(event, ts.Warning)] == ["warning"]
-    seen = []
+    seen: list[ts.Event] = []
     with pytest.raises(ts.ProtocolError, match=r"openai-chat.*byte \d+"):
-        for event in ts.normalize(broken, "openai-chat", strict=True):
-            seen.append(event)
+        drain(broken, seen, provider="openai-chat", strict=True)
     assert text(seen) == "Hel"
 
 

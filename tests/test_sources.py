@@ -8,7 +8,7 @@ import importlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -35,11 +35,21 @@ def server() -> Iterator[ScriptedServer]:
         yield server
 
 
-def run(work: Awaitable[Any]) -> Any:
-    async def bounded() -> Any:
-        return await asyncio.wait_for(work, WAIT_S)
+Run = Callable[[Awaitable[Any]], Any]
 
-    return asyncio.run(bounded())
+
+@pytest.fixture
+def run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Run:
+    """Runs one piece of work on a loop of its own; each test that asks for it runs on asyncio and on uvloop."""
+
+    def run(work: Awaitable[Any]) -> Any:
+        async def bounded() -> Any:
+            return await asyncio.wait_for(work, WAIT_S)
+
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(bounded())
+
+    return run
 
 
 async def gather(source: Any) -> bytes:
@@ -70,7 +80,7 @@ async def ticking(items: list[Any]) -> AsyncIterator[Any]:
         (b"", b""),
     ],
 )
-def test_bodies_and_iterables(source: Any, expected: bytes) -> None:
+def test_bodies_and_iterables(source: Any, expected: bytes, run: Run) -> None:
     assert b"".join(iter_chunks(source)) == expected
     assert run(gather(source)) == expected
     if isinstance(source, list):
@@ -79,7 +89,7 @@ def test_bodies_and_iterables(source: Any, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize("source", [5, None, object(), [5], [None]])
-def test_what_is_no_source_is_said_so(source: Any) -> None:
+def test_what_is_no_source_is_said_so(source: Any, run: Run) -> None:
     with pytest.raises(ts.UnsupportedSource, match=r"source: \w+"):
         list(iter_chunks(source))
     with pytest.raises(ts.UnsupportedSource):
@@ -104,7 +114,7 @@ def test_a_large_body_comes_in_pieces() -> None:
     assert max(map(len, pieces)) <= MAX_CHUNK_BYTES
 
 
-def test_a_source_that_is_always_ready_lets_others_run() -> None:
+def test_a_source_that_is_always_ready_lets_others_run(run: Run) -> None:
     """Invariant 3."""
 
     async def main() -> int:
@@ -140,14 +150,13 @@ def test_an_exception_of_the_users_own_iterable_passes_as_it_is() -> None:
         yield b"a"
         raise Mine
 
-    seen = []
+    seen: list[bytes] = []
     with pytest.raises(Mine):
-        for chunk in iter_chunks(failing()):
-            seen.append(chunk)
+        seen.extend(iter_chunks(failing()))
     assert seen == [b"a"]
 
 
-def test_leaving_early_closes_generators() -> None:
+def test_leaving_early_closes_generators(run: Run) -> None:
     closed = []
 
     def plain() -> Iterator[bytes]:
@@ -178,7 +187,7 @@ def test_leaving_early_closes_generators() -> None:
     assert closed == ["plain", "looped"]
 
 
-def test_a_cancel_reaches_an_async_iterator() -> None:
+def test_a_cancel_reaches_an_async_iterator(run: Run) -> None:
     async def main() -> list[str]:
         events: list[str] = []
         parked = asyncio.Event()
@@ -223,7 +232,7 @@ def test_a_whole_model_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
-def test_httpx_responses(server: ScriptedServer, library: Any) -> None:
+def test_httpx_responses(server: ScriptedServer, library: Any, run: Run) -> None:
     url = server.script("/s", OPENAI_CHAT)
 
     async def looped() -> bytes:
@@ -256,7 +265,7 @@ def test_httpx_responses(server: ScriptedServer, library: Any) -> None:
             assert b"".join(iter_chunks(response.iter_lines())).replace(b"\n", b"") == BODY.replace(b"\n", b"")
 
 
-def test_lines_without_their_ends_are_still_frames(server: ScriptedServer) -> None:
+def test_lines_without_their_ends_are_still_frames(server: ScriptedServer, run: Run) -> None:
     url = server.script("/s", OPENAI_CHAT)
 
     async def looped() -> bytes:
@@ -266,7 +275,7 @@ def test_lines_without_their_ends_are_still_frames(server: ScriptedServer) -> No
     assert run(looped()) == BODY
 
 
-def test_a_compressed_response_is_decoded(server: ScriptedServer) -> None:
+def test_a_compressed_response_is_decoded(server: ScriptedServer, run: Run) -> None:
     url = server.script("/s", [gzip.compress(BODY)], content_encoding="gzip")
 
     async def looped() -> bytes:
@@ -276,7 +285,7 @@ def test_a_compressed_response_is_decoded(server: ScriptedServer) -> None:
     assert run(looped()) == BODY
 
 
-def test_aiohttp_responses(server: ScriptedServer) -> None:
+def test_aiohttp_responses(server: ScriptedServer, run: Run) -> None:
     aiohttp = pytest.importorskip("aiohttp")
     url = server.script("/s", OPENAI_CHAT)
     refused = server.script("/e", [b"slow down"], 429, retry_after="7")
@@ -303,7 +312,7 @@ def test_aiohttp_responses(server: ScriptedServer) -> None:
     assert server.left.wait(WAIT_S)
 
 
-def test_requests_responses(server: ScriptedServer) -> None:
+def test_requests_responses(server: ScriptedServer, run: Run) -> None:
     requests = pytest.importorskip("requests")
     url = server.script("/s", OPENAI_CHAT)
     assert b"".join(iter_chunks(requests.get(url, stream=True, timeout=WAIT_S))) == BODY
@@ -314,7 +323,7 @@ def test_requests_responses(server: ScriptedServer) -> None:
     ("status", "retryable"),
     [(400, False), (401, False), (404, False), (408, True), (429, True), (500, True), (529, True)],
 )
-def test_a_bad_status_is_a_typed_error(server: ScriptedServer, status: int, retryable: bool) -> None:
+def test_a_bad_status_is_a_typed_error(server: ScriptedServer, status: int, retryable: bool, run: Run) -> None:
     """Invariant 2."""
     url = server.script("/e", [b'{"error":', b'{"message":"secret"}}'], status, retry_after="3")
 
@@ -337,13 +346,16 @@ def test_a_bad_status_is_a_typed_error(server: ScriptedServer, status: int, retr
 
 def test_the_body_of_an_error_is_bounded(server: ScriptedServer) -> None:
     url = server.script("/e", [b"x" * 50_000] * 3 + [HANG], 500)
-    with httpx.Client() as client, client.stream("GET", url) as response:
-        with pytest.raises(ts.HTTPStatusError) as caught:
-            list(iter_chunks(response))
+    with (
+        httpx.Client() as client,
+        client.stream("GET", url) as response,
+        pytest.raises(ts.HTTPStatusError) as caught,
+    ):
+        list(iter_chunks(response))
     assert len(caught.value.body) == 64 << 10
 
 
-def test_a_connection_that_breaks_is_a_typed_error(server: ScriptedServer) -> None:
+def test_a_connection_that_breaks_is_a_typed_error(server: ScriptedServer, run: Run) -> None:
     """Invariant 2: what came before is given first."""
     url = server.script("/c", [OPENAI_CHAT[0], CUT])
     seen: list[bytes] = []
@@ -357,9 +369,8 @@ def test_a_connection_that_breaks_is_a_typed_error(server: ScriptedServer) -> No
         run(looped())
     assert caught.value.retryable
     assert isinstance(caught.value.__cause__, httpx.TransportError)
-    with pytest.raises(ts.SourceError), httpx.Client() as client, client.stream("GET", url) as response:
-        for chunk in iter_chunks(response):
-            seen.append(chunk)
+    with httpx.Client() as client, client.stream("GET", url) as response, pytest.raises(ts.SourceError):
+        seen.extend(iter_chunks(response))
     assert seen == [OPENAI_CHAT[0]] * 2
 
 
@@ -373,7 +384,7 @@ def test_a_body_that_was_read_before_is_misuse(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize("client_kind", ["looped", "blocking"])
-def test_a_cancel_closes_the_connection(server: ScriptedServer, client_kind: str) -> None:
+def test_a_cancel_closes_the_connection(server: ScriptedServer, client_kind: str, run: Run) -> None:
     """Invariant 1, for a client whose read sits on a thread too."""
     url = server.script("/h", [OPENAI_CHAT[0], HANG])
 
@@ -389,7 +400,7 @@ def test_a_cancel_closes_the_connection(server: ScriptedServer, client_kind: str
                 await read(response)
 
         async def blocking() -> None:
-            with httpx.Client(timeout=None) as client, client.stream("GET", url) as response:
+            with httpx.Client(timeout=None) as client, client.stream("GET", url) as response:  # noqa: ASYNC212
                 await read(response)
 
         task = asyncio.ensure_future(looped() if client_kind == "looped" else blocking())
@@ -409,7 +420,7 @@ def test_a_cancel_closes_the_connection(server: ScriptedServer, client_kind: str
 # --- SDK streams -----------------------------------------------------------------------------------------------------
 
 
-def test_openai_streams_are_read_raw(server: ScriptedServer) -> None:
+def test_openai_streams_are_read_raw(server: ScriptedServer, run: Run) -> None:
     server.script("/v1/chat/completions", OPENAI_CHAT)
 
     async def looped() -> None:
@@ -440,7 +451,7 @@ def test_an_sdk_stream_that_was_begun_goes_on_as_models(server: ScriptedServer) 
     assert [part["choices"][0]["delta"].get("content") for part in rest] == ["lo €", None]
 
 
-def test_anthropic_streams_are_read_raw(server: ScriptedServer) -> None:
+def test_anthropic_streams_are_read_raw(server: ScriptedServer, run: Run) -> None:
     server.script("/v1/messages", ANTHROPIC)
     ask: Any = {**CHAT, "max_tokens": 5}
 
@@ -460,7 +471,7 @@ def test_anthropic_streams_are_read_raw(server: ScriptedServer) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
-def test_google_genai_streams(server: ScriptedServer) -> None:
+def test_google_genai_streams(server: ScriptedServer, run: Run) -> None:
     """Its generators hide the response, so their models are written down, under the names of the wire."""
     genai = pytest.importorskip("google.genai")
     server.script("/v1/models/m:streamGenerateContent", GEMINI)
@@ -481,7 +492,7 @@ def test_google_genai_streams(server: ScriptedServer) -> None:
     assert texts(run(looped())) == sent
 
 
-def test_an_sdk_status_error_is_the_sdks_own(server: ScriptedServer) -> None:
+def test_an_sdk_status_error_is_the_sdks_own(server: ScriptedServer, run: Run) -> None:
     """It is raised where the caller makes the request, before there is a source."""
     server.script("/v1/chat/completions", [b'{"error":{"message":"no"}}'], 400, content_type="application/json")
 
@@ -496,7 +507,7 @@ def test_an_sdk_status_error_is_the_sdks_own(server: ScriptedServer) -> None:
 # --- objects without a raw response ----------------------------------------------------------------------------------
 
 
-def test_wrappers_without_a_response_are_iterated() -> None:
+def test_wrappers_without_a_response_are_iterated(run: Run) -> None:
     """The shape of litellm's CustomStreamWrapper: both kinds of iteration, models out, no response."""
 
     class Wrapper:

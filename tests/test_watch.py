@@ -32,8 +32,8 @@ RESULT = {"type": "tool_result", "call_id": "c", "output": "2", "is_error": Fals
 USAGE = {"type": "usage", "input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
 WHOLE = {"type": "assistant_message", "message_id": "m", "text": "one\ntwo", "tool_calls": []}
 END: dict[str, Any] = {
-    "type": "completion", "turn": 1, "time": 3_500, "status": "completed", "reason": None, "text": "one\ntwo", "error": None,
-    "usage": {"input_tokens": 3, "output_tokens": 4}, "events": 8,
+    "type": "completion", "turn": 1, "time": 3_500, "status": "completed", "reason": None, "text": "one\ntwo",
+    "error": None, "usage": {"input_tokens": 3, "output_tokens": 4}, "events": 8,
 }  # fmt: skip
 RUN = [START, {"type": "stage_start", "stage": "plan"}, TEXT, MORE, USAGE, WHOLE, CALL, RESULT,
        {"type": "progress", "stage": "plan", "current": 1, "total": 4},
@@ -110,7 +110,10 @@ def test_after_the_end_there_is_nothing(server: ScriptedServer) -> None:
 @pytest.mark.parametrize(
     ("parts", "status", "headers", "said"),
     [
-        ([b'{"error":{"code":"unknown_session","message":"no s"}}'], 404, {}, "http status 404 from {url}: unknown_session: no s"),
+        (
+            [b'{"error":{"code":"unknown_session","message":"no s"}}'], 404, {},
+            "http status 404 from {url}: unknown_session: no s",
+        ),
         ([b"nope"], 401, {}, "http status 401 from {url}"),
         ([b"<html>"], 200, {"content_type": "text/html"}, "{url}?follow=turn is no event stream: text/html"),
         ([b"data: hello\n\n"], 200, {}, "{url}?follow=turn is an event stream, but not of a session"),
@@ -126,7 +129,8 @@ def test_a_refusal_is_one_line(server: ScriptedServer, parts: list[Any], status:
 def test_a_url_that_is_none_is_one_line(url: str) -> None:
     done = watch(url)
     assert done.returncode == 1
-    assert done.stderr.startswith("turnstream: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("turnstream: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_no_server_is_given_up(server: ScriptedServer) -> None:

@@ -23,8 +23,8 @@ def normalize(source: Any, provider: str = "auto", strict: bool = False) -> Norm
     """The events of one model call's stream, as they come.
 
     `source`: an iterable of bytes or str, async or plain; a response; an SDK's stream object; SDK models or dicts; a
-    whole body: see `turnstream.sources.chunks`. `provider`: a name of `providers()`, or `auto`, which looks at the first
-    bytes. `strict`: what the format does not allow is a `ProtocolError`, not a `warning` event.
+    whole body: see `turnstream.sources.chunks`. `provider`: a name of `providers()`, or `auto`, which looks at the
+    first bytes. `strict`: what the format does not allow is a `ProtocolError`, not a `warning` event.
 
     A provider's error in the stream is an `error` event; the server's or the connection's is a `SourceError`, raised
     after the events of all that came before it.

@@ -7,6 +7,7 @@ what a source is (`sources`), what a provider means or what a turn does with its
 2. A failure of the source is one `error` event, and is raised as it is; the turn goes on if the caller
    catches it, and a later model call makes it good.
 3. A cancel closes the source, and is raised on.
+4. A reader that paces the producer holds this loop, and through it the source.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
-from turnstream._native import TurnstreamError
+from turnstream.errors import HTTPStatusError, TurnstreamError
 from turnstream.message import Message
-from turnstream.sources import HTTPStatusError, chunks
+from turnstream.sources import chunks
 
 if TYPE_CHECKING:
     from turnstream._native import Turn
@@ -36,6 +37,7 @@ async def relay(turn: Turn, source: Any, provider: str = "auto", strict: bool = 
         async with aclosing(chunks(source)) as parts:
             async for part in parts:
                 feed.feed(part)
+                await turn.ready()
     except BaseException as error:
         if isinstance(error, Exception):
             _log(turn, error)

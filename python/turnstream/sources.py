@@ -20,9 +20,9 @@ from contextlib import aclosing, closing, suppress
 from types import coroutine
 from typing import Any
 
-from turnstream._native import TurnstreamError
+from turnstream.errors import HTTPStatusError, SourceError, TurnstreamError, UnsupportedSource
 
-__all__ = ["HTTPStatusError", "SourceError", "UnsupportedSource", "chunks", "iter_chunks"]
+__all__ = ["chunks", "iter_chunks"]
 
 MAX_CHUNK_BYTES = 256 << 10
 MAX_ERROR_BODY_BYTES = 64 << 10
@@ -31,34 +31,6 @@ THREAD_EXIT_S = 2.0
 """How long a cancelled read waits for the thread whose socket it has shut down."""
 
 _END: Any = object()
-
-
-class SourceError(TurnstreamError):
-    """The source failed: the connection or the server, not the format. The client library's error is `__cause__`."""
-
-    code = "source_failed"
-
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-
-
-class HTTPStatusError(SourceError):
-    """The response's status is 400 or above. `body` is its first 64 KiB, `retry_after` the header as it was sent."""
-
-    code = "http_status"
-
-    def __init__(self, message: str, *, status: int, body: bytes, retry_after: str | None = None) -> None:
-        super().__init__(message, retryable=status in (408, 409, 425, 429) or status >= 500)
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
-
-
-class UnsupportedSource(TurnstreamError, TypeError):
-    """The object is no source, or an async one where there is no loop."""
-
-    code = "unsupported_source"
 
 
 async def chunks(source: Any) -> AsyncGenerator[bytes]:

@@ -69,9 +69,11 @@ def watch(  # noqa: PLR0917 — typer reads options off the signature
     """Follow a session in the terminal, through lost connections, until its turn ends. Ctrl-C leaves it running."""
     with _one_line_errors():
         runner = _need("turnstream.cli.watch")
-        raise typer.Exit(
-            runner.run(url, after, follow, _headers(header or []), give_up_s, plain or not sys.stdout.isatty())
+        plain = plain or not sys.stdout.isatty()
+        status = runner.run(
+            url, after=after, follow=follow, headers=_headers(header or []), give_up_s=give_up_s, plain=plain
         )
+        raise typer.Exit(status)
 
 
 @app.command()

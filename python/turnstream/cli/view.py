@@ -245,9 +245,10 @@ class View:
         return Group(*rows)
 
 
-_ENDS_TEXT = frozenset(
-    ["turn_start", "message_start", "message_reset", "assistant_message", "tool_call", "tool_result", "stage_start", "stage_end", "warning", "error", "completion", "session_end", "gap", "snapshot"]
-)
+_ENDS_TEXT = frozenset((
+    "turn_start", "message_start", "message_reset", "assistant_message", "tool_call", "tool_result", "stage_start",
+    "stage_end", "warning", "error", "completion", "session_end", "gap", "snapshot",
+))  # fmt: skip
 """Before these a text's last line is finished. A `usage` or `progress` may come in the middle of one."""
 
 
