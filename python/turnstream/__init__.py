@@ -1,3 +1,172 @@
-"""The event stream between an agent and the people watching it."""
+"""The event stream between an agent and the people watching it.
 
-from turnstream._native import *  # noqa: F403
+    hub = ts.Hub()
+    with hub.session("s-42").turn(input="…") as turn:
+        message = await turn.relay(response, provider="anthropic")
+
+Everything here is imported without FastAPI, Ray, Redis or a client library; `turnstream.fastapi`, `.asgi` and their
+like are loaded when they are first named.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from turnstream import _native
+from turnstream._native import (
+    AssistantMessage,
+    Citation,
+    Completion,
+    Custom,
+    Emitter,
+    Error,
+    Event,
+    File,
+    Frame,
+    FrameReader,
+    Gap,
+    Hub,
+    Limits,
+    MessageReset,
+    MessageStart,
+    Normalizer,
+    Progress,
+    ProviderEvent,
+    Reader,
+    ReasoningDelta,
+    RefusalDelta,
+    RoundEnd,
+    RoundStart,
+    Session,
+    SessionEnd,
+    Snapshot,
+    SSEDecoder,
+    StageEnd,
+    StageStart,
+    StreamOpen,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStart,
+    ToolOutputDelta,
+    ToolResult,
+    Turn,
+    TurnFeed,
+    TurnStart,
+    Usage,
+    Warning,
+    __version__,
+    providers,
+)
+from turnstream.errors import (
+    Conflict,
+    CursorError,
+    CursorExpired,
+    ForkedProcess,
+    FrameTooLong,
+    HTTPStatusError,
+    PayloadError,
+    ProtocolError,
+    ReaderBusy,
+    SessionClosed,
+    SourceError,
+    TurnActive,
+    TurnEnded,
+    TurnstreamError,
+    UnknownProvider,
+    UnknownSession,
+    UnknownStore,
+    UnsupportedSource,
+)
+from turnstream.message import Message, MessageToolCall
+from turnstream.normalize import Normalized, fold, normalize
+
+if _TYPE_CHECKING:
+    from turnstream import asgi, fastapi
+
+__all__ = [
+    "AssistantMessage",
+    "Citation",
+    "Completion",
+    "Conflict",
+    "CursorError",
+    "CursorExpired",
+    "Custom",
+    "Emitter",
+    "Error",
+    "Event",
+    "File",
+    "ForkedProcess",
+    "Frame",
+    "FrameReader",
+    "FrameTooLong",
+    "Gap",
+    "HTTPStatusError",
+    "Hub",
+    "Limits",
+    "Message",
+    "MessageReset",
+    "MessageStart",
+    "MessageToolCall",
+    "Normalized",
+    "Normalizer",
+    "PayloadError",
+    "Progress",
+    "ProtocolError",
+    "ProviderEvent",
+    "Reader",
+    "ReaderBusy",
+    "ReasoningDelta",
+    "RefusalDelta",
+    "RoundEnd",
+    "RoundStart",
+    "SSEDecoder",
+    "Session",
+    "SessionClosed",
+    "SessionEnd",
+    "Snapshot",
+    "SourceError",
+    "StageEnd",
+    "StageStart",
+    "StreamOpen",
+    "TextDelta",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolCallStart",
+    "ToolOutputDelta",
+    "ToolResult",
+    "Turn",
+    "TurnActive",
+    "TurnEnded",
+    "TurnFeed",
+    "TurnStart",
+    "TurnstreamError",
+    "UnknownProvider",
+    "UnknownSession",
+    "UnknownStore",
+    "UnsupportedSource",
+    "Usage",
+    "Warning",
+    "__version__",
+    "asgi",
+    "fastapi",
+    "fold",
+    "normalize",
+    "providers",
+]
+
+if _native.debug_build:
+    import warnings as _warnings
+
+    _warnings.warn(
+        "turnstream is a debug build: 10 to 50 times slower than a release build", RuntimeWarning, stacklevel=2
+    )
+
+_LAZY = frozenset({"asgi", "demo", "fastapi"})
+"""Modules that cost an import of somebody else's package, loaded when first named."""
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _import_module(f"turnstream.{name}")
+    raise AttributeError(f"module 'turnstream' has no attribute {name!r}")

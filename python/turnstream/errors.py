@@ -11,6 +11,7 @@ __all__ = [
     "CursorExpired",
     "ForkedProcess",
     "FrameTooLong",
+    "HTTPStatusError",
     "PayloadError",
     "ProtocolError",
     "ReaderBusy",
@@ -22,6 +23,7 @@ __all__ = [
     "UnknownProvider",
     "UnknownSession",
     "UnknownStore",
+    "UnsupportedSource",
 ]
 
 
@@ -56,14 +58,32 @@ class UnknownProvider(ProtocolError):
 
 
 class SourceError(TurnstreamError):
-    """A source failed before its end: an HTTP error status, a broken connection."""
+    """A source failed before its end: the connection or the server, not the format. The client library's own error is
+    `__cause__`; `retryable` says whether the same request may succeed later."""
 
-    code = "source_error"
+    code = "source_failed"
 
     def __init__(self, message: str, *, status: int | None = None, retryable: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.retryable = retryable
+
+
+class HTTPStatusError(SourceError):
+    """The response's status is 400 or above. `body` is its first 64 KiB, `retry_after` that header as it was sent."""
+
+    code = "http_status"
+
+    def __init__(self, message: str, *, status: int, body: bytes = b"", retry_after: str | None = None) -> None:
+        super().__init__(message, status=status, retryable=status in (408, 409, 425, 429) or status >= 500)
+        self.body = body
+        self.retry_after = retry_after
+
+
+class UnsupportedSource(TurnstreamError, TypeError):
+    """The object is no source, or an async one where there is no loop."""
+
+    code = "unsupported_source"
 
 
 class CursorError(TurnstreamError, ValueError):

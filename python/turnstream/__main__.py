@@ -1,0 +1,5 @@
+"""`python -m turnstream`."""
+
+from turnstream.cli import main
+
+main()

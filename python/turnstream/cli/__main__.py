@@ -1,0 +1,5 @@
+"""`python -m turnstream.cli`."""
+
+from turnstream.cli import main
+
+main()
