@@ -62,7 +62,8 @@ impl Normalizer {
     #[new]
     #[pyo3(signature = (provider = "auto", *, strict = false))]
     fn new(provider: &str, strict: bool) -> PyResult<Self> {
-        let normalizer = core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
+        let normalizer =
+            core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
         let context = Arc::new(Context { turn: 1, ..Context::default() });
         Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context }) })
     }

@@ -3,12 +3,13 @@
 //! Invariants: 1. the first frame is `stream_open`; 2. only events of the log carry an id; 3. a frame that several
 //! readers need is encoded once.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::event::json::write_u64;
-use crate::event::{Class, Context, Event, StreamOpen, Text};
+use crate::event::{Class, Context, Event, Payload, StreamOpen, Text};
 use crate::reader::{Item, Poll, ReadError, ReadOptions, Reader, Status};
 use crate::session::{Session, now_ms};
 
@@ -42,6 +43,8 @@ pub struct FrameStream {
     reader: Reader,
     options: StreamOptions,
     opened: bool,
+    /// The head of a snapshot that no event of the log has followed yet.
+    snapshot: Option<u64>,
     left: u64,
     items: Vec<Item>,
 }
@@ -53,7 +56,7 @@ impl FrameStream {
     /// Opens a stream.
     pub fn open(session: &Arc<Session>, read: &ReadOptions, options: StreamOptions) -> Result<Self, ReadError> {
         let left = options.limit.unwrap_or(u64::MAX);
-        Ok(Self { reader: Reader::open(session, read)?, options, opened: false, left, items: Vec::new() })
+        Ok(Self { reader: Reader::open(session, read)?, options, opened: false, snapshot: None, left, items: Vec::new() })
     }
 
     /// The reader.
@@ -68,6 +71,7 @@ impl FrameStream {
 
     /// Appends all frames that are ready to `out`, up to about `max_bytes`.
     pub fn poll(&mut self, out: &mut Vec<u8>) -> Poll {
+        let before = out.len();
         if !self.opened {
             self.opened = true;
             self.write_open(out);
@@ -76,16 +80,31 @@ impl FrameStream {
         loop {
             let page = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
             if page == 0 {
-                return if out.is_empty() { Poll::End } else { Poll::Ready };
+                return if out.len() == before { Poll::End } else { Poll::Ready };
             }
             let poll = self.reader.poll(page, &mut self.items);
             for item in self.items.drain(..) {
-                self.left -= u64::from(item.event().payload.class() != Class::Control);
+                match &item.event().payload {
+                    Payload::Snapshot(snapshot) => self.snapshot = Some(snapshot.head),
+                    payload if payload.class() != Class::Control => {
+                        self.left -= 1;
+                        self.snapshot = None;
+                    }
+                    _ => {}
+                }
                 write_item(out, self.options.format, self.reader.session().epoch(), &item, shared);
             }
+            if poll == Poll::End
+                && self.options.format == Format::Sse
+                && let Some(head) = self.snapshot.take()
+            {
+                // Nothing follows that could carry an id. Without this one the client would come back with the cursor
+                // that the snapshot answered, for ever.
+                let _ = write!(out, "id: {}.{head}\n\n", self.reader.session().epoch());
+            }
             match poll {
-                Poll::Ready if out.len() < self.options.max_bytes => {}
-                _ if !out.is_empty() => return Poll::Ready,
+                Poll::Ready if out.len() - before < self.options.max_bytes => {}
+                _ if out.len() > before => return Poll::Ready,
                 other => {
                     self.items.shrink_to(16);
                     return other;

@@ -162,7 +162,9 @@ impl Core {
 
     fn fail(&mut self, error: ProtocolError) {
         let code = match &error {
-            ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => "frame_too_long",
+            ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => {
+                "frame_too_long"
+            }
             _ => "protocol_error",
         };
         if self.machine.is_some() {
@@ -182,7 +184,12 @@ impl Core {
         let sure = match frame {
             Ok(frame) => {
                 self.held_bytes += frame.data.len();
-                self.held.push(Held { event: frame.event.to_owned(), data: frame.data.to_vec(), offset: frame.offset, error: None });
+                self.held.push(Held {
+                    event: frame.event.to_owned(),
+                    data: frame.data.to_vec(),
+                    offset: frame.offset,
+                    error: None,
+                });
                 recognise(&frame).filter(|(_, likeness)| *likeness == Likeness::Yes)
             }
             Err(error) => {
@@ -212,7 +219,8 @@ impl Core {
     fn settle(&mut self) {
         if self.machine.is_none() {
             let frames = self.held.iter().filter(|held| held.error.is_none());
-            let likely = frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
+            let likely =
+                frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
             match likely.max_by_key(|(_, likeness)| *likeness) {
                 Some((name, _)) => self.recognised(name),
                 None => {

@@ -112,13 +112,19 @@ impl Session {
         })
     }
 
-    /// What [`Self::cancel`] calls, once, to stop the running turn's work.
+    /// What [`Self::cancel`] calls, once, to stop the running turn's work; at once if the turn was cancelled already.
     pub fn on_cancel(&self, turn: u32, cancel: Box<dyn FnOnce() + Send>) {
-        let old = {
-            let mut inner = self.inner.lock();
-            if inner.state.running && inner.state.turn == turn { inner.cancelling.replace(cancel) } else { Some(cancel) }
-        };
-        drop(old); // may hold foreign objects: never dropped under the lock
+        let mut inner = self.inner.lock();
+        if inner.state.running && inner.state.turn == turn {
+            let old = inner.cancelling.replace(cancel);
+            drop(inner);
+            drop(old); // may hold foreign objects: never dropped under the lock
+            return;
+        }
+        drop(inner);
+        if self.is_cancelled(turn) {
+            cancel();
+        }
     }
 
     /// Stops the running turn: ends it as cancelled with what it has so far, then calls its hook. False if none runs.
