@@ -33,7 +33,10 @@ pub fn check_fork(made: u32) -> PyResult<()> {
     if made == generation() {
         return Ok(());
     }
-    Err(crate::errors::raise("ForkedProcess", "made before a fork: its locks and threads are the parent's; make a new one in the child"))
+    Err(crate::errors::raise(
+        "ForkedProcess",
+        "made before a fork: its locks and threads are the parent's; make a new one in the child",
+    ))
 }
 
 /// What other threads may hold of a doorbell.

@@ -58,7 +58,9 @@ pub fn frame(error: &FrameError) -> PyErr {
 pub fn protocol(error: &ProtocolError) -> PyErr {
     match error {
         ProtocolError::UnknownProvider { .. } => raise("UnknownProvider", error),
-        ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => raise("FrameTooLong", error),
+        ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => {
+            raise("FrameTooLong", error)
+        }
         _ => raise("ProtocolError", error),
     }
 }

@@ -155,15 +155,20 @@ fn build(kind: &'static str, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Eve
     let (payload, extra) = Payload::from_json(kind, &object).map_err(|error| errors::payload(&error))?;
     let mut event = core::Event { seq: 0, time: 0, context: Arc::default(), payload, extra: extra.map(Box::new) };
     if let Some(fields) = fields {
-        let number = |name: &str| fields.get_item(name)?.filter(|value| !value.is_none()).map_or(Ok(0), |value| value.extract::<u64>());
+        let number =
+            |name: &str| fields.get_item(name)?.filter(|value| !value.is_none()).map_or(Ok(0), |value| value.extract::<u64>());
         let text = |name: &str| -> PyResult<Option<Arc<str>>> {
             let value = fields.get_item(name)?.filter(|value| !value.is_none());
             value.map(|value| value.extract::<String>().map(Arc::from)).transpose()
         };
         (event.seq, event.time) = (number("seq")?, number("time")?);
         let small = |name: &str| number(name).and_then(|number| Ok(u32::try_from(number)?));
-        event.context =
-            Arc::new(core::Context { session: text("session")?, turn: small("turn")?, round: small("round")?, backend: text("backend")? });
+        event.context = Arc::new(core::Context {
+            session: text("session")?,
+            turn: small("turn")?,
+            round: small("round")?,
+            backend: text("backend")?,
+        });
     }
     Ok(Event { entry: Arc::new(Entry { event, frame: OnceLock::new() }) })
 }

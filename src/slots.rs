@@ -14,12 +14,12 @@ use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
+use pyo3::PyClass;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
-use pyo3::PyClass;
 
 /// What one `send(None)` gave.
 pub enum Sent {
@@ -44,7 +44,11 @@ unsafe extern "C" fn itself(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
     unsafe { ffi::Py_NewRef(slf) }
 }
 
-unsafe extern "C" fn send<T: Awaited>(slf: *mut ffi::PyObject, _value: *mut ffi::PyObject, result: *mut *mut ffi::PyObject) -> ffi::PySendResult {
+unsafe extern "C" fn send<T: Awaited>(
+    slf: *mut ffi::PyObject,
+    _value: *mut ffi::PyObject,
+    result: *mut *mut ffi::PyObject,
+) -> ffi::PySendResult {
     // SAFETY: the interpreter calls its slots attached. (A full `attach` would cost 30 of the 100 ns; what PyO3 cannot
     // see of this thread's state only makes it defer a reference that is dropped here to the next call.)
     let py = unsafe { Python::assume_attached() };
@@ -69,7 +73,8 @@ fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
     T::subtype().get_or_try_init(py, || {
         let slot = |slot, function: *mut c_void| ffi::PyType_Slot { slot, pfunc: function };
         let itself = itself as unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject;
-        let send = send::<T> as unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::PyObject, *mut *mut ffi::PyObject) -> ffi::PySendResult;
+        let send = send::<T>
+            as unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::PyObject, *mut *mut ffi::PyObject) -> ffi::PySendResult;
         let mut slots = [
             slot(ffi::Py_am_aiter, itself as *mut c_void),
             slot(ffi::Py_am_anext, itself as *mut c_void),
@@ -78,7 +83,8 @@ fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
             slot(0, ptr::null_mut()),
         ];
         let flags = u32::try_from(ffi::Py_TPFLAGS_DEFAULT).unwrap_or_default();
-        let mut spec = ffi::PyType_Spec { name: T::FULL_NAME.as_ptr(), basicsize: 0, itemsize: 0, flags, slots: slots.as_mut_ptr() };
+        let mut spec =
+            ffi::PyType_Spec { name: T::FULL_NAME.as_ptr(), basicsize: 0, itemsize: 0, flags, slots: slots.as_mut_ptr() };
         let base = T::type_object(py);
         // SAFETY: spec and slots live over the call, which copies them; the name is static. A basicsize of 0 inherits
         // the base's layout, and the collector's functions come with it.

@@ -94,7 +94,8 @@ impl Turn {
     }
 
     fn fail_with(&self, name: &str, error: &Bound<'_, PyAny>) -> PyResult<()> {
-        let code = error.getattr("code").ok().and_then(|code| code.extract::<String>().ok()).unwrap_or_else(|| "agent_error".to_owned());
+        let code =
+            error.getattr("code").ok().and_then(|code| code.extract::<String>().ok()).unwrap_or_else(|| "agent_error".to_owned());
         let text = error.str().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
         let message = if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
         self.core()?.fail_turn(self.number, &code, &message);
@@ -183,7 +184,12 @@ impl Turn {
 
     /// Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
     #[pyo3(signature = (source, provider = "auto", *, strict = false))]
-    fn relay<'py>(slf: &Bound<'py, Self>, source: &Bound<'py, PyAny>, provider: &str, strict: bool) -> PyResult<Bound<'py, PyAny>> {
+    fn relay<'py>(
+        slf: &Bound<'py, Self>,
+        source: &Bound<'py, PyAny>,
+        provider: &str,
+        strict: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         slf.get().core()?;
         py.import("turnstream.relay")?.call_method1("relay", (slf, source, provider, strict))
@@ -192,7 +198,10 @@ impl Turn {
     /// Ends the turn. `result`, a text, is the message where no other said anything. A second call does nothing.
     #[pyo3(signature = (result = None, *, status = None, reason = None))]
     fn complete(&self, result: Option<&str>, status: Option<&str>, reason: Option<&str>) -> PyResult<()> {
-        let parse = |word| Status::parse(word).ok_or_else(|| PyValueError::new_err("status: expected completed, failed, cancelled or incomplete"));
+        let parse = |word| {
+            Status::parse(word)
+                .ok_or_else(|| PyValueError::new_err("status: expected completed, failed, cancelled or incomplete"))
+        };
         let status = status.map(parse).transpose()?;
         let ending = Ending { status, reason: reason.map(Into::into), error: None, fallback: result.map(Into::into) };
         self.core()?.end_turn(self.number, ending);

@@ -177,7 +177,10 @@ impl Wake for Unpark {
 }
 
 /// One step of a blocking iteration: waits with the interpreter released, and lets signal handlers run.
-pub fn block<S: Source + Send>(py: Python<'_>, mut with: impl FnMut(&mut dyn FnMut(&mut S) -> PyResult<Taken>) -> PyResult<Taken>) -> PyResult<Option<Py<PyAny>>> {
+pub fn block<S: Source + Send>(
+    py: Python<'_>,
+    mut with: impl FnMut(&mut dyn FnMut(&mut S) -> PyResult<Taken>) -> PyResult<Taken>,
+) -> PyResult<Option<Py<PyAny>>> {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     loop {
         let mut parked = false;

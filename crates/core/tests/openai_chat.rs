@@ -21,7 +21,9 @@ fn end(reason: &str) -> Value {
 }
 
 fn call(index: u64, id: &Value, name: &Value, arguments: &Value) -> Value {
-    chunk(&json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}]}))
+    chunk(
+        &json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": arguments}}]}),
+    )
 }
 
 fn events(bytes: impl AsRef<[u8]>) -> Vec<Payload> {
@@ -47,8 +49,6 @@ fn count(payloads: &[Payload], kind: &str) -> usize {
 
 /// One call's `(id, name, raw arguments)`.
 fn calls(fold: &Value) -> Vec<(&str, &str, &str)> {
-    let text = |call: &'_ Value, member: &str| call[member].as_str().map(str::to_owned).unwrap_or_default();
-    let _ = text;
     let list = fold["tool_calls"].as_array().expect("a list");
     list.iter()
         .map(|call| {
@@ -63,12 +63,16 @@ fn calls(fold: &Value) -> Vec<(&str, &str, &str)> {
 
 #[test]
 fn a_plain_answer_is_one_round_in_order() {
-    let payloads = events(sse(&[chunk(&json!({"role": "assistant", "content": ""})), chunk(&json!({"content": "Hi"})), end("stop")]));
+    let payloads =
+        events(sse(&[chunk(&json!({"role": "assistant", "content": ""})), chunk(&json!({"content": "Hi"})), end("stop")]));
     assert_eq!(kinds(&payloads), ["round_start", "message_start", "text_delta", "assistant_message", "round_end"]);
     let fold = fold(sse(&[chunk(&json!({"content": "Hi"})), end("stop")]));
     assert_eq!(fold["message_id"], "m1");
     assert_eq!(fold["model"], "x");
-    assert_eq!((&fold["text"], &fold["finish_reason"], &fold["finish_reason_raw"]), (&json!("Hi"), &json!("stop"), &json!("stop")));
+    assert_eq!(
+        (&fold["text"], &fold["finish_reason"], &fold["finish_reason_raw"]),
+        (&json!("Hi"), &json!("stop"), &json!("stop"))
+    );
 }
 
 #[test]
@@ -85,9 +89,7 @@ fn c1_usage_after_the_finish_chunk_counts() {
 
 #[test]
 fn c2_interleaved_choices_stay_apart() {
-    let piece = |index: u64, text: &str, end: Value| {
-        json!({"id": "m1", "choices": [{"index": index, "delta": {"content": text}, "finish_reason": end}]})
-    };
+    let piece = |index: u64, text: &str, end: Value| json!({"id": "m1", "choices": [{"index": index, "delta": {"content": text}, "finish_reason": end}]});
     let body = sse(&[
         piece(1, "B", Value::Null),
         piece(0, "A", Value::Null),
@@ -97,18 +99,16 @@ fn c2_interleaved_choices_stay_apart() {
     ]);
     let fold = fold(body);
     assert_eq!(fold["text"], "Aa");
-    let texts: Vec<_> = fold["choices"].as_array().unwrap().iter().map(|choice| (&choice["text"], &choice["finish_reason"])).collect();
+    let texts: Vec<_> =
+        fold["choices"].as_array().unwrap().iter().map(|choice| (&choice["text"], &choice["finish_reason"])).collect();
     assert_eq!(texts, [(&json!("Aa"), &json!("stop")), (&json!("Bb"), &json!("length"))]);
     assert_eq!(fold["choices"][1]["message_id"], "m1-1");
 }
 
 #[test]
 fn c3_a_refusal_is_not_text_and_ends_as_one() {
-    let fold = fold(sse(&[
-        chunk(&json!({"content": null, "refusal": "I can"})),
-        chunk(&json!({"refusal": "not."})),
-        end("stop"),
-    ]));
+    let fold =
+        fold(sse(&[chunk(&json!({"content": null, "refusal": "I can"})), chunk(&json!({"refusal": "not."})), end("stop")]));
     assert_eq!((&fold["text"], &fold["refusal"]), (&json!(""), &json!("I cannot.")));
     assert_eq!((&fold["finish_reason"], &fold["finish_reason_raw"]), (&json!("refusal"), &json!("stop")));
 }
@@ -151,7 +151,11 @@ fn c6_azure_opens_without_an_id_and_with_a_choice_without_delta() {
     assert_eq!(count(&payloads, "message_start"), 1);
     assert_eq!(count(&payloads, "provider_event"), 2, "the filtered choice and the prompt's filter");
     assert!(payloads.iter().any(|payload| matches!(payload, Payload::MessageStart(start) if &*start.message_id == "m1")));
-    assert!(payloads.iter().any(|payload| matches!(payload, Payload::AssistantMessage(whole) if whole.finish_reason.as_str() == "content_filter")));
+    assert!(
+        payloads.iter().any(
+            |payload| matches!(payload, Payload::AssistantMessage(whole) if whole.finish_reason.as_str() == "content_filter")
+        )
+    );
 }
 
 #[test]
@@ -168,10 +172,8 @@ fn c7_moderation_after_the_usage_chunk_loses_nothing() {
 
 #[test]
 fn c8_repeated_tool_start_is_one_call() {
-    let fold = fold(sse(&[
-        call(0, &json!("0"), &json!("version"), &json!("")),
-        call(0, &json!("0"), &json!("version"), &json!("{}")),
-    ]));
+    let fold =
+        fold(sse(&[call(0, &json!("0"), &json!("version"), &json!("")), call(0, &json!("0"), &json!("version"), &json!("{}"))]));
     assert_eq!(calls(&fold), [("0", "version", "{}")]);
     assert_eq!(fold["finish_reason_raw"], Value::Null);
     assert_eq!(fold["warnings"], json!([]));
@@ -202,8 +204,14 @@ fn o1_an_error_beside_a_choice_beats_its_finish() {
     let mut with = chunk(&json!({"content": "par"}));
     with["error"] = json!({"code": 429, "message": "slow down"});
     let fold = fold(sse(&[with, end("length")]));
-    assert_eq!((&fold["text"], &fold["finish_reason"], &fold["finish_reason_raw"]), (&json!("par"), &json!("error"), &json!("length")));
-    assert_eq!((&fold["error"]["message"], &fold["error"]["retryable"], &fold["error"]["code"]), (&json!("slow down"), &json!(true), &json!("429")));
+    assert_eq!(
+        (&fold["text"], &fold["finish_reason"], &fold["finish_reason_raw"]),
+        (&json!("par"), &json!("error"), &json!("length"))
+    );
+    assert_eq!(
+        (&fold["error"]["message"], &fold["error"]["retryable"], &fold["error"]["code"]),
+        (&json!("slow down"), &json!(true), &json!("429"))
+    );
 }
 
 #[test]
@@ -216,7 +224,9 @@ fn o2_a_repeated_finish_ends_once() {
 
 #[test]
 fn o3_reasoning_is_never_doubled() {
-    let both = |text: &str| chunk(&json!({"reasoning": text, "reasoning_details": [{"type": "reasoning.text", "text": text, "index": 0}]}));
+    let both = |text: &str| {
+        chunk(&json!({"reasoning": text, "reasoning_details": [{"type": "reasoning.text", "text": text, "index": 0}]}))
+    };
     let signed = chunk(&json!({"reasoning_details": [{"type": "reasoning.text", "text": "th", "signature": "s"}]}));
     let body = sse(&[both("t"), both("h"), signed, chunk(&json!({"content": "a"})), end("stop")]);
     assert_eq!(fold(&body)["reasoning"], "th");
@@ -233,7 +243,10 @@ fn o4_annotations_without_an_index_are_citations() {
         {"url": "https://e.example", "title": "E", "content": "c", "start_index": 1, "end_index": 2}}]}));
     let payloads = events(sse(&[cited, end("stop")]));
     let found = payloads.iter().find_map(|payload| if let Payload::Citation(it) = payload { Some(it) } else { None }).unwrap();
-    assert_eq!((found.url.as_deref(), found.title.as_deref(), found.start, found.end), (Some("https://e.example"), Some("E"), Some(1), Some(2)));
+    assert_eq!(
+        (found.url.as_deref(), found.title.as_deref(), found.start, found.end),
+        (Some("https://e.example"), Some("E"), Some(1), Some(2))
+    );
     assert_eq!(found.message_id.as_deref(), Some("m1"));
 }
 
@@ -247,10 +260,16 @@ fn o5_and_f13_ids_are_kept_as_they_come() {
 
 #[test]
 fn q1_an_error_event_ends_the_answer() {
-    let body = format!("data: {}\n\nevent: error\ndata: {}\n\n", chunk(&json!({"reasoning": "hm"})),
-        json!({"error": {"message": "no such tool", "type": "invalid_request_error", "code": "tool_use_failed", "status_code": 400}}));
+    let body = format!(
+        "data: {}\n\nevent: error\ndata: {}\n\n",
+        chunk(&json!({"reasoning": "hm"})),
+        json!({"error": {"message": "no such tool", "type": "invalid_request_error", "code": "tool_use_failed", "status_code": 400}})
+    );
     let fold = fold(body);
-    assert_eq!((&fold["reasoning"], &fold["error"]["code"], &fold["error"]["retryable"]), (&json!("hm"), &json!("tool_use_failed"), &json!(false)));
+    assert_eq!(
+        (&fold["reasoning"], &fold["error"]["code"], &fold["error"]["retryable"]),
+        (&json!("hm"), &json!("tool_use_failed"), &json!(false))
+    );
     assert_eq!(fold["finish_reason"], "error");
     assert_eq!(fold["warnings"], json!([]), "an error is an end: nothing was cut");
 }
@@ -284,7 +303,8 @@ fn q3_an_executed_tool_is_a_server_call_with_a_result() {
     let payloads = events(sse(&[tool(Value::Null), tool(json!("found")), chunk(&json!({"content": "a"})), end("stop")]));
     assert_eq!((count(&payloads, "tool_call_start"), count(&payloads, "tool_call"), count(&payloads, "tool_result")), (1, 1, 1));
     assert_eq!(count(&payloads, "message_start"), 1, "another id on a chunk is no other message");
-    let whole = payloads.iter().find_map(|payload| if let Payload::AssistantMessage(it) = payload { Some(it) } else { None }).unwrap();
+    let whole =
+        payloads.iter().find_map(|payload| if let Payload::AssistantMessage(it) = payload { Some(it) } else { None }).unwrap();
     assert!(whole.tool_calls.is_empty() && whole.finish_reason.as_str() == "stop", "the agent has nothing to run");
 }
 
@@ -376,7 +396,10 @@ fn x3_a_cumulative_message_beside_the_delta_is_a_copy() {
 fn x4_no_finish_reason_and_no_id() {
     let body = sse(&[json!({"id": "", "created": 0, "choices": [{"delta": {"content": "Hi"}}]})]);
     let fold = fold(body);
-    assert_eq!((&fold["text"], &fold["finish_reason"], &fold["finish_reason_raw"]), (&json!("Hi"), &json!("unknown"), &Value::Null));
+    assert_eq!(
+        (&fold["text"], &fold["finish_reason"], &fold["finish_reason_raw"]),
+        (&json!("Hi"), &json!("unknown"), &Value::Null)
+    );
     assert!(fold["message_id"].as_str().is_some_and(|id| id.starts_with("msg-")));
     assert_eq!(fold["warnings"], json!([]), "[DONE] is an end");
 }
@@ -386,7 +409,8 @@ fn x5_what_has_no_word_passes_once() {
     let mut last = end("stop");
     last["timings"] = json!({"prompt_n": 1, "predicted_ms": 2.5});
     let payloads = events(sse(&[chunk(&json!({"content": "a"})), last]));
-    let names: Vec<_> = payloads.iter().filter_map(|p| if let Payload::ProviderEvent(it) = p { Some(it.name.as_str()) } else { None }).collect();
+    let names: Vec<_> =
+        payloads.iter().filter_map(|p| if let Payload::ProviderEvent(it) = p { Some(it.name.as_str()) } else { None }).collect();
     assert_eq!(names, ["timings"]);
 }
 
@@ -394,7 +418,8 @@ fn x5_what_has_no_word_passes_once() {
 fn x6_the_id_may_change_after_the_first_chunk() {
     let mut first = chunk(&json!({"role": "assistant", "content": "a"}));
     first["id"] = json!("first");
-    let payloads = events(format!("\n\n\n{}", sse(&[first, chunk(&json!({"content": "b"})), end("stop")]).replace("\n\n", "\n\n\n")));
+    let payloads =
+        events(format!("\n\n\n{}", sse(&[first, chunk(&json!({"content": "b"})), end("stop")]).replace("\n\n", "\n\n\n")));
     assert_eq!((count(&payloads, "message_start"), count(&payloads, "text_delta")), (1, 2));
 }
 
@@ -457,8 +482,12 @@ fn images_are_files() {
         chunk(&json!({"images": [{"type": "image_url", "image_url": {"url": "https://i.example/1"}}]})),
         end("stop"),
     ]));
-    let files: Vec<_> = payloads.iter().filter_map(|payload| if let Payload::File(it) = payload { Some(it) } else { None }).collect();
-    assert_eq!((files[0].media_type.as_str(), files[0].data.as_deref(), files[0].url.as_deref()), ("image/png", Some("QUJD"), None));
+    let files: Vec<_> =
+        payloads.iter().filter_map(|payload| if let Payload::File(it) = payload { Some(it) } else { None }).collect();
+    assert_eq!(
+        (files[0].media_type.as_str(), files[0].data.as_deref(), files[0].url.as_deref()),
+        ("image/png", Some("QUJD"), None)
+    );
     assert_eq!(files[1].url.as_deref(), Some("https://i.example/1"));
 }
 
@@ -490,13 +519,21 @@ fn errors_in_all_their_forms() {
         (json!({"detail": "m"}), "error", false),
         (json!({"code": "InvalidParameter", "message": "m", "request_id": "r"}), "InvalidParameter", false),
         (json!({"errors": [{"code": 7, "message": "m"}]}), "7", false),
-        (json!({"id": "m1", "choices": [{"index": 0, "delta": {}, "finish_reason": "error", "error": {"code": 502, "message": "m"}}]}), "502", true),
+        (
+            json!({"id": "m1", "choices": [{"index": 0, "delta": {}, "finish_reason": "error", "error": {"code": 502, "message": "m"}}]}),
+            "502",
+            true,
+        ),
         (json!({"id": "m1", "choices": [], "x_groq": {"error": "m"}}), "error", false),
     ];
     for (form, code, retryable) in forms {
         let fold = fold(format!("data: {}\n\ndata: {form}\n\n", chunk(&json!({"content": "a"}))));
         let error = &fold["error"];
-        assert_eq!((&error["message"], &error["code"], &error["retryable"]), (&json!("m"), &json!(code), &json!(retryable)), "{form}");
+        assert_eq!(
+            (&error["message"], &error["code"], &error["retryable"]),
+            (&json!("m"), &json!(code), &json!(retryable)),
+            "{form}"
+        );
         assert_eq!(fold["finish_reason"], "error", "{form}");
     }
     for nothing in [json!(null), json!(false), json!({}), json!("")] {
@@ -539,7 +576,10 @@ fn case_11_one_end_whatever_the_provider_says() {
 #[test]
 fn case_13_a_stream_that_just_stops_is_truncated() {
     let fold = fold(format!("data: {}\n\n", chunk(&json!({"content": "On"}))));
-    assert_eq!((&fold["text"], &fold["error"], &fold["warnings"][0]["code"]), (&json!("On"), &Value::Null, &json!("stream_truncated")));
+    assert_eq!(
+        (&fold["text"], &fold["error"], &fold["warnings"][0]["code"]),
+        (&json!("On"), &Value::Null, &json!("stream_truncated"))
+    );
     let payloads = events(format!("data: {}\n\n", chunk(&json!({"content": "On"}))));
     assert_eq!(kinds(&payloads)[3..], ["error", "assistant_message", "round_end"]);
     let one_of_two = json!({"id": "m1", "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}, {"index": 1, "delta": {"content": "b"}}]});
@@ -609,7 +649,9 @@ fn auto_waits_for_a_frame_that_tells() {
 fn minted_ids_carry_the_prefix() {
     let mut normalizer = Normalizer::new("openai-chat", Options { id_prefix: "s7-".into(), ..Options::default() }).unwrap();
     normalizer.feed(sse(&[json!({"choices": [{"delta": {"content": "a"}}]})]).as_bytes()).unwrap();
-    assert!(normalizer.drain().any(|payload| matches!(payload, Payload::MessageStart(start) if &*start.message_id == "msg-s7-1")));
+    assert!(
+        normalizer.drain().any(|payload| matches!(payload, Payload::MessageStart(start) if &*start.message_id == "msg-s7-1"))
+    );
 }
 
 // --- hostile input and cost -------------------------------------------------------------------------------------------
@@ -617,9 +659,15 @@ fn minted_ids_carry_the_prefix() {
 #[test]
 fn a_million_brackets_are_a_warning() {
     let good = format!("data: {}\n\n", chunk(&json!({"content": "a"})));
-    for hole in ["[HERE]", "{\"choices\":HERE}", "{\"choices\":[{\"delta\":HERE}]}", "{\"choices\":[{\"delta\":{\"content\":HERE}}]}",
-        "{\"choices\":[],\"usage\":HERE}", "{\"choices\":[],\"x\":HERE}", "{\"error\":HERE}"]
-    {
+    for hole in [
+        "[HERE]",
+        "{\"choices\":HERE}",
+        "{\"choices\":[{\"delta\":HERE}]}",
+        "{\"choices\":[{\"delta\":{\"content\":HERE}}]}",
+        "{\"choices\":[],\"usage\":HERE}",
+        "{\"choices\":[],\"x\":HERE}",
+        "{\"error\":HERE}",
+    ] {
         let bad = hole.replace("HERE", &"[".repeat(1_000_000));
         let closed = hole.replace("HERE", &("[".repeat(1_000_000) + &"]".repeat(1_000_000)));
         for body in [bad, closed] {
@@ -656,12 +704,17 @@ fn out_of_range_numbers_and_duplicate_keys_are_bounded() {
         "{\"choices\":[],\"usage\":{\"prompt_tokens\":1e999,\"completion_tokens\":-5,\"total_tokens\":18446744073709551616}}",
         "{\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":18446744073709551615,\"function\":{}}]}}]}",
         "{\"choices\":{},\"choices\":7,\"id\":{},\"model\":[],\"usage\":\"x\"}",
-        "[]", "7", "null", "\"text\"", "tru",
+        "[]",
+        "7",
+        "null",
+        "\"text\"",
+        "tru",
     ] {
         let fold = fold(format!("{good}data: {odd}\n\n{good}"));
         assert!(fold["text"].as_str().unwrap().starts_with('a') && fold["text"].as_str().unwrap().ends_with('a'), "{odd}");
     }
-    let twice = "data: {\"id\":\"m1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\",\"content\":\"b\"}}],\"choices\":null}\n\n";
+    let twice =
+        "data: {\"id\":\"m1\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\",\"content\":\"b\"}}],\"choices\":null}\n\n";
     assert_eq!(fold(twice)["text"], "b", "of a repeated key the last value counts");
 }
 

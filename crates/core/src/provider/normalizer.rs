@@ -7,7 +7,7 @@
 
 use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise};
 use crate::event::Payload;
-use crate::frame::{AutoReader, Frame, FrameError, FrameReader, Limits};
+use crate::frame::{Format, Frame, FrameError, FrameReader, Limits};
 
 /// How many frames, and how many bytes of them, wait for recognition before it is given up.
 const MAX_HELD: (usize, usize) = (64, 1 << 20);
@@ -25,7 +25,7 @@ pub struct Options {
 
 /// One provider stream's bytes to payloads. Does no I/O.
 pub struct Normalizer {
-    reader: Box<dyn FrameReader>,
+    reader: FrameReader,
     core: Core,
 }
 
@@ -66,7 +66,7 @@ impl Normalizer {
         let out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &options.id_prefix);
         let (held, strict) = (Vec::new(), options.strict);
         let core = Core { machine, held, held_bytes: 0, out, strict, good: false, broken: false, failed: None };
-        Ok(Self { reader: Box::new(AutoReader::new(options.limits)), core })
+        Ok(Self { reader: FrameReader::new(Format::Auto, options.limits), core })
     }
 
     /// The provider's name; `"auto"` until it is recognised.
@@ -152,7 +152,7 @@ impl Core {
     }
 
     fn frame_error(&mut self, error: FrameError) {
-        if self.strict || !matches!(error, FrameError::Malformed { .. }) {
+        if self.strict || error.is_fatal() {
             self.fail(ProtocolError::Frame { provider: self.name(), error });
         } else {
             self.broken = true;
@@ -162,7 +162,9 @@ impl Core {
 
     fn fail(&mut self, error: ProtocolError) {
         let code = match &error {
-            ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => "frame_too_long",
+            ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => {
+                "frame_too_long"
+            }
             _ => "protocol_error",
         };
         if self.machine.is_some() {
@@ -182,7 +184,12 @@ impl Core {
         let sure = match frame {
             Ok(frame) => {
                 self.held_bytes += frame.data.len();
-                self.held.push(Held { event: frame.event.to_owned(), data: frame.data.to_vec(), offset: frame.offset, error: None });
+                self.held.push(Held {
+                    event: frame.event.to_owned(),
+                    data: frame.data.to_vec(),
+                    offset: frame.offset,
+                    error: None,
+                });
                 recognise(&frame).filter(|(_, likeness)| *likeness == Likeness::Yes)
             }
             Err(error) => {
@@ -212,7 +219,8 @@ impl Core {
     fn settle(&mut self) {
         if self.machine.is_none() {
             let frames = self.held.iter().filter(|held| held.error.is_none());
-            let likely = frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
+            let likely =
+                frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
             match likely.max_by_key(|(_, likeness)| *likeness) {
                 Some((name, _)) => self.recognised(name),
                 None => {

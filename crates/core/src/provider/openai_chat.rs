@@ -242,8 +242,10 @@ impl Provider for OpenAiChat {
             return Ok(());
         }
         if data == b"[DONE]" {
-            self.end_round(out);
+            self.say_metadata(out);
+            *self = Self { next_call: self.next_call, last_id: std::mem::take(&mut self.last_id), ..Self::default() };
             out.mark_ended();
+            out.round_end();
             return Ok(());
         }
         let text = String::from_utf8_lossy(data);
@@ -261,7 +263,7 @@ impl Provider for OpenAiChat {
     }
 
     fn finish(&mut self, out: &mut Assembler) {
-        self.end_round(out);
+        self.say_metadata(out);
     }
 }
 
@@ -508,7 +510,8 @@ impl OpenAiChat {
         let reasoning = tokens.of_output.reasoning.0.or(tokens.reasoning.0);
         let mut output = tokens.output.0;
         // xAI counts reasoning beside the completion; its total gives it away.
-        if let (Some(input), Some(said), Some(total), Some(reasoning @ 1..)) = (tokens.input.0, output, tokens.total.0, reasoning) {
+        if let (Some(input), Some(said), Some(total), Some(reasoning @ 1..)) = (tokens.input.0, output, tokens.total.0, reasoning)
+        {
             if input.checked_add(said).and_then(|sum| sum.checked_add(reasoning)) == Some(total) {
                 output = Some(said + reasoning);
             }
@@ -568,14 +571,10 @@ impl OpenAiChat {
         }
     }
 
-    fn end_round(&mut self, out: &mut Assembler) {
+    fn say_metadata(&mut self, out: &mut Assembler) {
         for (name, value) in self.metadata.drain(..) {
             out.provider_event(&name, Some(value));
         }
-        self.answers.clear();
-        self.last_other.clear();
-        self.last_usage = Box::default();
-        out.round_end();
     }
 }
 
@@ -600,9 +599,9 @@ fn content_part(index: u64, raw: &RawValue, out: &mut Assembler) {
         }
         "refusal" => out.refusal(index, part.refusal.as_str()),
         "image_url" | "image" | "output_image" => image(index, raw, out),
-        _ if !part.here => out.text(index, &text_of(raw)),
+        _ if raw.get().starts_with('"') => out.text(index, &text_of(raw)),
         _ if !matches!(part.text, Content::Absent) => each_text(part.text, &mut |text| out.text(index, text)),
-        kind => out.provider_event(&format!("content.{kind}"), Json::from_raw(raw).ok()),
+        kind => out.provider_event(&format!("content.{}", if kind.is_empty() { "part" } else { kind }), Json::from_raw(raw).ok()),
     }
 }
 
@@ -643,7 +642,8 @@ fn image(index: u64, raw: &RawValue, out: &mut Assembler) {
         Some((nested, _)) => Image { url: Word(Some(text_of(nested))), ..outer },
         None => outer,
     };
-    let mut media_type: Cow<'_, str> = if image.media_type.is_empty() { "image/*".into() } else { image.media_type.as_str().into() };
+    let mut media_type: Cow<'_, str> =
+        if image.media_type.is_empty() { "image/*".into() } else { image.media_type.as_str().into() };
     let (mut url, mut data) = (None, None);
     if let Some((kind, payload)) = image.url.as_str().strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
         media_type = kind.into();
@@ -665,7 +665,9 @@ fn only_nulls(raw: &RawValue) -> bool {
     match bytes[0] {
         b'{' => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(raw.get())
             .is_ok_and(|members| members.values().all(|value| value.get() == "null")),
-        b'[' => serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.iter().all(|item| item.get() == "null")),
+        b'[' => {
+            serde_json::from_str::<Vec<&RawValue>>(raw.get()).is_ok_and(|items| items.iter().all(|item| item.get() == "null"))
+        }
         _ => false,
     }
 }
@@ -673,10 +675,15 @@ fn only_nulls(raw: &RawValue) -> bool {
 /// The words of all dialects, whatever their case.
 fn finish_reason(raw: &str) -> FinishReason {
     match raw.to_ascii_lowercase().as_str() {
-        "stop" | "end_turn" | "stop_sequence" | "eos" | "eos_token" | "end" | "complete" | "completed" | "done" => FinishReason::Stop,
-        "length" | "max_tokens" | "max_output_tokens" | "max_completion_tokens" | "model_length" | "model_context_window_exceeded" => {
-            FinishReason::Length
+        "stop" | "end_turn" | "stop_sequence" | "eos" | "eos_token" | "end" | "complete" | "completed" | "done" => {
+            FinishReason::Stop
         }
+        "length"
+        | "max_tokens"
+        | "max_output_tokens"
+        | "max_completion_tokens"
+        | "model_length"
+        | "model_context_window_exceeded" => FinishReason::Length,
         "tool_calls" | "tool_call" | "tool_use" | "function_call" => FinishReason::ToolCalls,
         "content_filter" | "content_filtered" | "safety" | "sensitive" | "guardrail_intervened" => FinishReason::ContentFilter,
         "refusal" => FinishReason::Refusal,

@@ -27,7 +27,12 @@ pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
 
 fn mergeable(a: &Event, b: &Event) -> bool {
     // Deltas with a user's own fields stay apart: nobody knows how those add up.
-    if a.seq + 1 != b.seq || a.context.turn != b.context.turn || a.context.round != b.context.round || a.extra.is_some() || b.extra.is_some() {
+    if a.seq + 1 != b.seq
+        || a.context.turn != b.context.turn
+        || a.context.round != b.context.round
+        || a.extra.is_some()
+        || b.extra.is_some()
+    {
         return false;
     }
     match (&a.payload, &b.payload) {

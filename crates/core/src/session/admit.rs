@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::{Inner, SessionError};
 use crate::event::{
-    AssistantMessage, Class, Context, Event, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload, PayloadError, ReasoningDelta, Text,
-    TextDelta, ToolCall, ToolCallStart, ToolResult,
+    AssistantMessage, Class, Context, Event, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload, PayloadError,
+    ReasoningDelta, Text, TextDelta, ToolCall, ToolCallStart, ToolResult,
 };
 
 impl Inner {
@@ -86,7 +86,13 @@ impl Inner {
     }
 
     /// Appends one event of `turn`, with what must come before it. Returns its seq.
-    pub(super) fn admit(&mut self, session: &Arc<str>, turn: u32, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
+    pub(super) fn admit(
+        &mut self,
+        session: &Arc<str>,
+        turn: u32,
+        payload: Payload,
+        extra: Option<Json>,
+    ) -> Result<u64, SessionError> {
         let refuse = |inner: &mut Self, error: SessionError| {
             inner.statistics.refused += 1;
             Err(error)
@@ -126,7 +132,11 @@ impl Inner {
                 if start.role.is_empty() {
                     start.role = "assistant".into();
                 }
-                if self.state.message(&start.message_id).is_some() { self.duplicate() } else { self.push(Payload::MessageStart(start), extra, turn) }
+                if self.state.message(&start.message_id).is_some() {
+                    self.duplicate()
+                } else {
+                    self.push(Payload::MessageStart(start), extra, turn)
+                }
             }
             Payload::MessageReset(mut reset) => match self.open_message(turn, &mut reset.message_id) {
                 Some(_) => self.push(Payload::MessageReset(reset), extra, turn),
@@ -137,7 +147,11 @@ impl Inner {
                 if start.call_id.is_empty() {
                     start.call_id = self.mint("call", turn);
                 }
-                if self.same_round_call(turn, &start.call_id).is_some() { self.duplicate() } else { self.push(Payload::ToolCallStart(start), extra, turn) }
+                if self.same_round_call(turn, &start.call_id).is_some() {
+                    self.duplicate()
+                } else {
+                    self.push(Payload::ToolCallStart(start), extra, turn)
+                }
             }
             Payload::ToolCall(whole) => self.admit_call(turn, *whole, extra),
             Payload::ToolResult(result) => self.admit_result(turn, *result, extra),
@@ -226,7 +240,12 @@ impl Inner {
             return self.merge_copy(turn, &whole);
         }
         if self.state.message(&id).is_none() {
-            let start = MessageStart { message_id: id.clone(), role: "assistant".into(), model: whole.model.clone(), choice: whole.choice };
+            let start = MessageStart {
+                message_id: id.clone(),
+                role: "assistant".into(),
+                model: whole.model.clone(),
+                choice: whole.choice,
+            };
             self.push(start.into(), None, turn);
         }
         let at = self.state.message(&id).expect("opened above");
@@ -363,7 +382,8 @@ impl Inner {
 
     /// The run's own result, where no message said anything.
     pub(super) fn admit_fallback(&mut self, turn: u32, text: Text) {
-        let spoke = self.state.messages.iter().any(|message| message.turn == turn && message.role != "user" && !message.text.is_empty());
+        let spoke =
+            self.state.messages.iter().any(|message| message.turn == turn && message.role != "user" && !message.text.is_empty());
         if spoke || text.trim().is_empty() {
             return;
         }

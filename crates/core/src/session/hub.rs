@@ -86,8 +86,7 @@ impl Sessions {
         }
         self.swept = now;
         let oldest = now.saturating_sub(limits.max_age_ms);
-        self.by_id.retain(|_, session| {
-            session.readers() > 0 || session.touched() >= oldest || session.look(|state| state.running)
-        });
+        self.by_id
+            .retain(|_, session| session.readers() > 0 || session.touched() >= oldest || session.look(|state| state.running));
     }
 }

@@ -308,7 +308,8 @@ impl Session {
         let mut inner = self.inner.lock();
         let head = inner.log.head;
         // Acquire pairs with the reader's release in `advance`.
-        let free = inner.closed || inner.paces.iter().all(|pace| head.saturating_sub(pace.seq.load(Ordering::Acquire)) < pace.window);
+        let free =
+            inner.closed || inner.paces.iter().all(|pace| head.saturating_sub(pace.seq.load(Ordering::Acquire)) < pace.window);
         if let (false, Some(waker)) = (free, waker)
             && !inner.pace_waiters.iter().any(|known| known.will_wake(waker))
         {
@@ -341,7 +342,11 @@ impl Session {
 
     pub(crate) fn count_reader(&self, joined: bool) {
         // Relaxed: a count for people, it orders nothing.
-        if joined { self.readers.fetch_add(1, Ordering::Relaxed) } else { self.readers.fetch_sub(1, Ordering::Relaxed) };
+        if joined {
+            self.readers.fetch_add(1, Ordering::Relaxed)
+        } else {
+            self.readers.fetch_sub(1, Ordering::Relaxed)
+        };
     }
 
     /// Readers open now.
@@ -429,7 +434,9 @@ impl Session {
         json(&mut out, "progress", Some(inner.state.progress_json()));
         json(&mut out, "usage", inner.state.usage_json());
         let failed = inner.state.outcome.as_ref().filter(|_| !inner.state.running);
-        let error = failed.and_then(|outcome| outcome.completion.to_value().get("error").filter(|error| !error.is_null()).map(Json::from_value));
+        let error = failed.and_then(|outcome| {
+            outcome.completion.to_value().get("error").filter(|error| !error.is_null()).map(Json::from_value)
+        });
         json(&mut out, "error", error.or_else(|| inner.state.error.as_ref().map(|(_, error)| error.clone())));
         number(&mut out, "readers", Some(readers as u64));
         number(&mut out, "started", inner.state.started);

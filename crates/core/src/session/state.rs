@@ -377,8 +377,15 @@ impl State {
 
     /// The text that answers the newest turn: its last message that says something, of the first choice.
     pub fn answer(&self) -> &str {
-        let of_turn = |message: &&MessageState| message.turn == self.turn && message.role != "user" && message.choice.unwrap_or(0) == 0;
-        self.messages.iter().rev().filter(of_turn).map(|message| message.text.as_str()).find(|text| !text.is_empty()).unwrap_or("")
+        let of_turn =
+            |message: &&MessageState| message.turn == self.turn && message.role != "user" && message.choice.unwrap_or(0) == 0;
+        self.messages
+            .iter()
+            .rev()
+            .filter(of_turn)
+            .map(|message| message.text.as_str())
+            .find(|text| !text.is_empty())
+            .unwrap_or("")
     }
 
     /// The usage of the newest turn, as JSON.
@@ -474,7 +481,11 @@ impl State {
             if i > 0 {
                 out.push(b',');
             }
-            let known = self.calls.iter().rfind(|known| known.turn == message.turn && known.id == call.call_id && known.message_id.as_ref().is_none_or(|id| *id == message.id));
+            let known = self.calls.iter().rfind(|known| {
+                known.turn == message.turn
+                    && known.id == call.call_id
+                    && known.message_id.as_ref().is_none_or(|id| *id == message.id)
+            });
             call_json(known, call).write(&mut out);
         }
         out.push(b']');

@@ -4,7 +4,8 @@
 use super::state::error_json;
 use super::{Inner, Session, SessionError};
 use crate::event::{
-    AssistantMessage, Completion, Error, FinishReason, Json, Kind, Origin, Payload, RoundEnd, StageEnd, Status, Text, ToolResult, TurnStart,
+    AssistantMessage, Completion, Error, FinishReason, Json, Kind, Origin, Payload, RoundEnd, StageEnd, Status, Text, ToolResult,
+    TurnStart,
 };
 
 /// How a turn begins.
@@ -71,7 +72,11 @@ impl Session {
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
             inner.set_backend(options.backend.as_deref().map(Into::into));
-            inner.push(TurnStart { input: options.input, client_id: options.client_id, metadata: options.metadata }.into(), None, turn);
+            inner.push(
+                TurnStart { input: options.input, client_id: options.client_id, metadata: options.metadata }.into(),
+                None,
+                turn,
+            );
             inner.settle();
             Ok(Started { turn, before, new: true })
         })
@@ -98,7 +103,8 @@ impl Session {
                 let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
                 inner.push(error.into(), None, turn);
                 let error = Some(error_json(code, message, false));
-                inner.finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
+                inner
+                    .finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
                 inner.cancelling = None;
                 inner.settle();
             }
@@ -123,7 +129,10 @@ impl Session {
             }
             self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
             let turn = inner.state.turn;
-            inner.finish_turn(turn, Ending { status: Some(Status::Cancelled), reason: Some(reason.into()), error: None, fallback: None });
+            inner.finish_turn(
+                turn,
+                Ending { status: Some(Status::Cancelled), reason: Some(reason.into()), error: None, fallback: None },
+            );
             inner.settle();
             (true, inner.cancelling.take())
         });
@@ -183,8 +192,13 @@ impl Inner {
     }
 
     fn close_messages(&mut self, turn: u32, status: Status) {
-        let open: Vec<_> =
-            self.state.messages.iter().filter(|message| message.turn == turn && !message.done).map(|message| message.id.clone()).collect();
+        let open: Vec<_> = self
+            .state
+            .messages
+            .iter()
+            .filter(|message| message.turn == turn && !message.done)
+            .map(|message| message.id.clone())
+            .collect();
         for message_id in open {
             let Some(at) = self.state.message(&message_id) else { continue };
             let message = &self.state.messages[at];
