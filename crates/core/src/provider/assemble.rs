@@ -62,7 +62,6 @@ struct Message {
     key: u64,
     id: Id,
     choice: Option<u64>,
-    model: Option<Text>,
     text: String,
     reasoning: String,
     reasoning_part: Option<u64>,
@@ -86,6 +85,19 @@ struct Call {
     sent: usize,
     started: bool,
     closed: bool,
+    /// The arguments are text, not JSON.
+    free_text: bool,
+}
+
+/// How a call's arguments ended.
+#[derive(Clone, Copy)]
+enum CallEnd {
+    /// As the provider meant them.
+    Whole,
+    /// With the stream, in the middle.
+    Cut,
+    /// Taken back.
+    Withdrawn,
 }
 
 /// Puts events together. Made by the driver, handed to a provider with each frame.
@@ -155,7 +167,8 @@ impl Assembler {
 
     // --- rounds ---------------------------------------------------------------------------------------------------
 
-    /// The model that answers. Said before the first content, it stands in `round_start` too.
+    /// The model that answers. Said before the first content, it stands in `round_start` too; said again (a provider that
+    /// changes models on the way), it stands in the messages that end after it.
     pub fn model(&mut self, model: &str) {
         if !model.is_empty() && self.model.as_deref() != Some(model) {
             self.model = Some(model.into());
@@ -167,6 +180,9 @@ impl Assembler {
     pub fn round_start(&mut self) {
         if !self.round_open {
             self.round_open = true;
+            // The end of the round before is not this one's.
+            self.ended = self.error;
+            self.done = false;
             self.out.push(RoundStart { model: self.model.clone(), provider: Some(self.provider.into()) }.into());
         }
     }
@@ -217,13 +233,12 @@ impl Assembler {
         self.round_start();
         let id: Id = if id.is_empty() { self.mint("msg") } else { Arc::from(id) };
         let model = self.model.clone();
-        self.out.push(MessageStart { message_id: id.clone(), role: "assistant".into(), model: model.clone(), choice }.into());
+        self.out.push(MessageStart { message_id: id.clone(), role: "assistant".into(), model, choice }.into());
         self.message_index.insert(key, self.messages.len());
         self.messages.push(Message {
             key,
             id,
             choice,
-            model,
             text: String::new(),
             reasoning: String::new(),
             reasoning_part: None,
@@ -252,13 +267,22 @@ impl Assembler {
 
     /// A piece of text.
     pub fn text(&mut self, key: u64, piece: &str) {
+        self.text_piece(key, piece, true);
+    }
+
+    /// A piece of text that comes whole, out of a body that is not a stream: the message does not count as streamed.
+    pub fn text_block(&mut self, key: u64, piece: &str) {
+        self.text_piece(key, piece, false);
+    }
+
+    fn text_piece(&mut self, key: u64, piece: &str, streamed: bool) {
         if piece.is_empty() {
             return;
         }
         let index = self.at(key);
         let message = &mut self.messages[index];
         message.text.push_str(piece);
-        message.streamed = true;
+        message.streamed |= streamed;
         self.out.push(TextDelta { message_id: message.id.clone(), text: piece.into() }.into());
     }
 
@@ -320,8 +344,8 @@ impl Assembler {
 
     /// Why the message ended, in our word and in the provider's. The last one said wins; nothing is emitted yet.
     pub fn finish_reason(&mut self, key: u64, reason: FinishReason, raw: &str) {
-        self.ended = true;
         let index = self.at(key);
+        self.ended = true;
         self.messages[index].finish = Some((reason, raw.into()));
     }
 
@@ -330,6 +354,25 @@ impl Assembler {
         if let Some(index) = self.find(key) {
             self.close_at(index);
         }
+    }
+
+    /// The provider begins anew instead of ending message `key`: withdraws what was shown, its open calls too, and closes
+    /// it, empty.
+    pub fn withdraw(&mut self, key: u64, reason: &str) {
+        let Some(index) = self.messages.iter().rposition(|message| message.key == key && !message.closed) else { return };
+        for call in 0..self.calls.len() {
+            if self.calls[call].message == key {
+                self.close_call(call, CallEnd::Withdrawn);
+            }
+        }
+        let message = &mut self.messages[index];
+        message.text.clear();
+        message.reasoning.clear();
+        message.refusal = None;
+        message.calls.clear();
+        message.finish = None;
+        self.out.push(MessageReset { message_id: message.id.clone(), reason: Some(reason.into()) }.into());
+        self.close_at(index);
     }
 
     fn close_at(&mut self, index: usize) {
@@ -363,7 +406,7 @@ impl Assembler {
             tool_calls: std::mem::take(&mut message.calls),
             finish_reason,
             finish_reason_raw: raw,
-            model: message.model.clone().or_else(|| self.model.clone()),
+            model: self.model.clone(),
             streamed: message.streamed,
             origin: Origin::Provider,
             choice: message.choice,
@@ -396,6 +439,7 @@ impl Assembler {
                 sent: 0,
                 started: false,
                 closed: false,
+                free_text: false,
             });
             self.calls.len() - 1
         });
@@ -484,15 +528,29 @@ impl Assembler {
         }
     }
 
+    /// The arguments of the call open under `key` are free text, not JSON: its `tool_call` carries them as a string.
+    pub fn arguments_are_text(&mut self, key: u64) {
+        if let Some(index) = self.call_at(key) {
+            self.calls[index].free_text = true;
+        }
+    }
+
     /// The call open under `key` is whole: emits its `tool_call`, and gives its id unless it was dropped.
     pub fn call_end(&mut self, key: u64) -> Option<Id> {
         let index = self.call_at(key)?;
-        self.close_call(index);
+        self.close_call(index, CallEnd::Whole);
         let call = &self.calls[index];
         call.started.then(|| call.id.clone())
     }
 
-    fn close_call(&mut self, index: usize) {
+    /// The provider broke off inside the call open under `key`: that no arguments came does not mean that it takes none.
+    pub fn call_cut(&mut self, key: u64) {
+        if let Some(index) = self.call_at(key) {
+            self.close_call(index, CallEnd::Cut);
+        }
+    }
+
+    fn close_call(&mut self, index: usize, end: CallEnd) {
         if self.calls[index].closed {
             return;
         }
@@ -509,10 +567,16 @@ impl Assembler {
             return;
         }
         let raw = std::mem::take(&mut call.arguments);
-        // No arguments at all is the way most providers call a tool that takes none.
-        let (arguments, arguments_error) = match Json::parse(if raw.trim().is_empty() { "{}" } else { &raw }) {
-            Ok(json) => (Some(json), None),
-            Err(error) => (None, Some(Text::from(error.to_string()))),
+        let (arguments, arguments_error) = match (end, raw.trim().is_empty()) {
+            (CallEnd::Withdrawn, _) => (None, Some(Text::from("the provider withdrew the call"))),
+            (CallEnd::Whole | CallEnd::Cut, _) if call.free_text => (Some(Json::string(&raw)), None),
+            (CallEnd::Cut, true) => (None, Some(Text::from("the stream broke off before the arguments"))),
+            // No arguments at all is the way most providers call a tool that takes none.
+            (CallEnd::Whole, true) => (Some(Json::trusted("{}")), None),
+            (CallEnd::Whole | CallEnd::Cut, false) => match Json::parse(&raw) {
+                Ok(json) => (Some(json), None),
+                Err(error) => (None, Some(Text::from(error.to_string()))),
+            },
         };
         let message_id = self.message_id(self.calls[index].message);
         let call = &self.calls[index];
@@ -529,8 +593,9 @@ impl Assembler {
     }
 
     fn close_calls(&mut self) {
+        let end = if self.error { CallEnd::Cut } else { CallEnd::Whole };
         for index in 0..self.calls.len() {
-            self.close_call(index);
+            self.close_call(index, end);
         }
     }
 

@@ -45,7 +45,17 @@ pub(super) fn is_retryable(word: &str) -> bool {
         return matches!(status, 408 | 409 | 425 | 429 | 500..=599);
     }
     let word = word.to_ascii_lowercase();
-    ["rate_limit", "ratelimit", "too_many_requests", "overloaded", "server_error", "timeout", "unavailable", "resource_exhausted"]
-        .iter()
-        .any(|sign| word.contains(sign))
+    [
+        "rate_limit",
+        "ratelimit",
+        "too_many_requests",
+        "overloaded",
+        "server_error",
+        "api_error",
+        "timeout",
+        "unavailable",
+        "resource_exhausted",
+    ]
+    .iter()
+    .any(|sign| word.contains(sign))
 }

@@ -6,11 +6,14 @@
 //! too; 3. the deltas' text is a prefix of the message's, unless a `message_reset` stands between; 4. what the
 //! vocabulary has no word for passes as `provider_event`; 5. memory is a small multiple of the input.
 
+mod anthropic;
 mod assemble;
 mod fault;
 mod lax;
 mod normalizer;
 mod openai_chat;
+mod openai_responses;
+mod wire;
 
 use crate::frame::{Frame, FrameError};
 
@@ -52,8 +55,15 @@ struct Entry {
 }
 
 /// Every wire format that can be read, sorted by name: a new one is one line here.
-const CATALOG: &[Entry] =
-    &[Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise }];
+const CATALOG: &[Entry] = &[
+    Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
+    Entry {
+        name: "openai-responses",
+        make: || Box::<openai_responses::OpenAiResponses>::default(),
+        recognise: openai_responses::recognise,
+    },
+];
 
 /// The names of all wire formats, sorted.
 pub fn providers() -> impl Iterator<Item = &'static str> {

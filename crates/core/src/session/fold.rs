@@ -4,10 +4,10 @@
 //! Invariants: 1. the whole of a message beats its deltas; 2. where several answers came at once, the first stands on top
 //! and all are in `choices`; 3. `error` is the provider's own, what the reader itself found missing is a warning.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::event::json::{write_str, write_u64};
-use crate::event::{Error, Field, FinishReason, Id, Json, Payload, Text, ToolCall, Usage, Warning};
+use crate::event::{Error, Field, FinishReason, Id, Json, Kind, Payload, Text, ToolCall, Usage, Warning};
 use crate::provider::{Normalizer, Options, ProtocolError, READER_ERRORS};
 
 /// What one message, or all messages of one answer, came to.
@@ -149,6 +149,9 @@ impl Fold {
                 answer.finish_reason = whole.finish_reason;
                 answer.finish_reason_raw.clone_from(&whole.finish_reason_raw);
                 answer.model = whole.model.clone().or(answer.model.take());
+                // Calls that a provider withdrew are none.
+                let named: HashSet<&Id> = whole.tool_calls.iter().map(|call| &call.call_id).collect();
+                answer.tool_calls.retain(|call| call.kind != Kind::Client || named.contains(&call.call_id));
             }
             Payload::ToolCall(call) => {
                 let turn = self.turns;
