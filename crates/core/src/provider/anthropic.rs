@@ -50,8 +50,13 @@ struct Delta<'a> {
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
     match &*object.text("type") {
-        "message_start" | "message_delta" | "message_stop" | "ping" => Likeness::Yes,
-        "content_block_start" | "content_block_delta" | "content_block_stop" => Likeness::Yes,
+        "message_start"
+        | "message_delta"
+        | "message_stop"
+        | "ping"
+        | "content_block_start"
+        | "content_block_delta"
+        | "content_block_stop" => Likeness::Yes,
         "message" if object.raw("content").is_some() => Likeness::Yes,
         // The Responses API's errors are numbered.
         "error" if object.raw("error").is_some() && object.raw("sequence_number").is_none() => Likeness::Maybe,
