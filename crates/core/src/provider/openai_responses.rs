@@ -8,6 +8,7 @@
 //! Format: <https://platform.openai.com/docs/api-reference/responses-streaming>
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 
 use serde::Deserialize;
@@ -17,7 +18,7 @@ use super::lax::{Count, Word, text_of};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::write_str;
-use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
+use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
 
 /// What a delta needs, in one pass without a copy.
@@ -59,11 +60,10 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
 #[derive(Default)]
 #[allow(clippy::struct_excessive_bools, reason = "four facts that do not depend on each other")]
 struct Item {
-    index: u64,
     /// The assembler's key of the message it belongs to.
     message: u64,
-    /// The id it had last.
-    id: Box<str>,
+    /// The call whose output it is.
+    answers: Option<Id>,
     done: bool,
     /// Some of its reasoning, its refusal, its citations have gone out already.
     thought: bool,
@@ -84,7 +84,11 @@ pub(super) struct OpenAiResponses {
     message: u64,
     /// The current message has its message item: the next one begins a new message.
     taken: bool,
-    items: Vec<Item>,
+    items: BTreeMap<u64, Item>,
+    /// The item that the last event was about: what an event without an index belongs to.
+    last: u64,
+    /// The ids of the items that are done.
+    done: HashSet<Box<str>>,
     part: Option<Part>,
     parts: u64,
     /// The call that an output without an id answers.
@@ -105,7 +109,8 @@ impl Provider for OpenAiResponses {
             }
             Err(error) => return Err(error.into()),
         };
-        let index = head.output_index.0.or(self.items.last().map(|item| item.index)).unwrap_or_default();
+        let index = head.output_index.0.unwrap_or(self.last);
+        self.last = index;
         let kind = head.kind.as_str();
         let kind = kind.strip_prefix("response.").unwrap_or(kind);
         match kind {
@@ -193,11 +198,30 @@ impl OpenAiResponses {
             }
             // Code is shown while it is written, as the one argument of its call.
             "code_interpreter_call_code.delta" => {
-                let mut piece = Vec::with_capacity(head.delta.as_str().len() + 16);
-                write_str(&mut piece, head.delta.as_str());
-                let piece = String::from_utf8_lossy(&piece[1..piece.len() - 1]);
                 let start = if out.arguments_so_far(index).is_empty() { "{\"code\":\"" } else { "" };
-                out.arguments(index, &format!("{start}{piece}"));
+                out.arguments(index, &format!("{start}{}", escaped(head.delta.as_str())));
+                Ok(())
+            }
+            // Commands likewise, as the first argument of theirs; the item's end says the rest.
+            "shell_call_command.added" => {
+                let start = if out.arguments_so_far(index).is_empty() { "{\"commands\":[\"" } else { ",\"" };
+                out.arguments(index, &format!("{start}{}", escaped(&event.text("command"))));
+                Ok(())
+            }
+            "shell_call_command.delta" => {
+                out.arguments(index, &escaped(head.delta.as_str()));
+                Ok(())
+            }
+            "shell_call_command.done" => {
+                out.arguments(index, "\"");
+                Ok(())
+            }
+            "shell_call_output_content.delta" => {
+                let printed = event.object("delta");
+                if let Some(call) = self.item(index).answers.clone() {
+                    out.tool_output(&call, &printed.text("stdout"));
+                    out.tool_output(&call, &printed.text("stderr"));
+                }
                 Ok(())
             }
             "code_interpreter_call_code.done" => {
@@ -219,6 +243,7 @@ impl OpenAiResponses {
             | "reasoning_part.done"
             | "reasoning_summary_part.added"
             | "reasoning_summary_part.done"
+            | "shell_call_output_content.done"
             | "keepalive" => Ok(()),
             "" if &*event.text("object") == "response" => {
                 self.start(&event, out);
@@ -247,8 +272,8 @@ impl OpenAiResponses {
         for (index, item) in response.list("output").into_iter().enumerate() {
             // By index, and by id: some leave items out of the whole that they have streamed.
             let id = Object::from_raw(item)?.text("id");
-            let known = |seen: &Item| seen.done && (seen.index == index as u64 || (!id.is_empty() && *seen.id == *id));
-            if !self.items.iter().any(known) {
+            let known = self.items.get(&(index as u64)).is_some_and(|seen| seen.done) || self.done.contains(&*id);
+            if !known {
                 self.item_done(index as u64, item, out)?;
             }
         }
@@ -280,11 +305,7 @@ impl OpenAiResponses {
 
     /// The item at `index`, put into the current message if it is new.
     fn item(&mut self, index: u64) -> &mut Item {
-        let at = self.items.iter().rposition(|item| item.index == index).unwrap_or_else(|| {
-            self.items.push(Item { index, message: self.message, ..Item::default() });
-            self.items.len() - 1
-        });
-        &mut self.items[at]
+        self.items.entry(index).or_insert_with(|| Item { message: self.message, ..Item::default() })
     }
 
     /// Opens the message of the item at `index`: under the response's id the first, under an id of their own the others.
@@ -298,7 +319,7 @@ impl OpenAiResponses {
 
     fn item_added(&mut self, index: u64, item: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         let kind = item.text("type");
-        if self.items.iter().any(|seen| seen.index == index) {
+        if self.items.contains_key(&index) {
             return Ok(());
         }
         if self.taken && matches!(&*kind, "message" | "reasoning") {
@@ -327,6 +348,8 @@ impl OpenAiResponses {
                     if kind == "custom_tool_call" {
                         out.arguments_are_text(index);
                     }
+                } else if kind.ends_with("_output") {
+                    self.item(index).answers = Some((*item.text("call_id")).into());
                 }
                 Ok(())
             }
@@ -336,11 +359,13 @@ impl OpenAiResponses {
     fn item_done(&mut self, index: u64, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
         let item = Object::from_raw(raw)?;
         self.item_added(index, &item, out)?;
-        let seen = self.item(index);
-        if std::mem::replace(&mut seen.done, true) {
+        if std::mem::replace(&mut self.item(index).done, true) {
             return Ok(());
         }
-        seen.id = item.text("id").into();
+        let id = item.text("id");
+        if !id.is_empty() {
+            self.done.insert(id.into());
+        }
         let kind = item.text("type");
         match &*kind {
             "message" => self.message_done(index, &item, out),
@@ -517,6 +542,14 @@ fn tool<'a>(kind: &'a str, item: &Object<'a>) -> Option<(Cow<'a, str>, Kind)> {
         kind => (kind.strip_suffix("_call")?, Kind::Server),
     };
     Some((name.into(), kind))
+}
+
+/// `text` as it stands inside a JSON string.
+fn escaped(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len() + 16);
+    write_str(&mut out, text);
+    out.pop();
+    String::from_utf8(out.split_off(1)).unwrap_or_default()
 }
 
 fn call_id<'a>(item: &Object<'a>) -> Cow<'a, str> {
@@ -898,6 +931,38 @@ mod tests {
         assert_eq!((call(&events).kind, &*call(&events).name), (Kind::Command, "shell"));
         assert_eq!(all!(events, ToolResult).len(), 1);
         assert_eq!(all!(events, ToolResult)[0].output.as_ref().unwrap().as_str(), r#"[{"stdout":"a"}]"#);
+    }
+
+    #[test]
+    fn r13_a_shell_command_is_shown_while_it_is_written_and_what_it_prints_too() {
+        let shell = |action: &str| {
+            format!(r#"{{"id":"sh_1","type":"shell_call","call_id":"call_1","status":"completed","action":{action}}}"#)
+        };
+        let output =
+            |printed: &str| format!(r#"{{"id":"o_1","type":"shell_call_output","call_id":"call_1","output":[{printed}]}}"#);
+        let command =
+            |kind: &str, rest: &str| event(&format!("shell_call_command.{kind}"), &format!(r#""output_index":0,{rest}"#));
+        let printed = event("shell_call_output_content.delta", r#""output_index":1,"delta":{"stdout":"hi\n"}"#);
+        let events = read(&[
+            CREATED,
+            &added(0, &shell(r#"{"commands":[]}"#)),
+            &command("added", r#""command_index":0,"command":"""#),
+            &command("delta", r#""command_index":0,"delta":"echo \"hi\"""#),
+            &command("done", r#""command_index":0,"command":"echo \"hi\"""#),
+            &command("added", r#""command_index":1,"command":"""#),
+            &command("delta", r#""command_index":1,"delta":"ls""#),
+            &command("done", r#""command_index":1,"command":"ls""#),
+            &done(0, &shell(r#"{"commands":["echo \"hi\"","ls"],"timeout_ms":null}"#)),
+            &added(1, &output("")),
+            &printed,
+            &done(1, &output(r#"{"stdout":"hi\n"}"#)),
+            &completed(""),
+        ]);
+        assert_eq!(arguments_of(call(&events)), Some(r#"{"commands":["echo \"hi\"","ls"],"timeout_ms":null}"#));
+        let deltas: String = all!(events, ToolCallDelta).iter().map(|delta| &*delta.text).collect();
+        assert_eq!(deltas, call(&events).arguments_raw);
+        assert_eq!((&*all!(events, ToolOutputDelta)[0].call_id, &*all!(events, ToolOutputDelta)[0].text), ("call_1", "hi\n"));
+        assert_eq!(all!(events, ToolResult).len(), 1);
     }
 
     #[test]
