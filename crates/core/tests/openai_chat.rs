@@ -49,8 +49,6 @@ fn count(payloads: &[Payload], kind: &str) -> usize {
 
 /// One call's `(id, name, raw arguments)`.
 fn calls(fold: &Value) -> Vec<(&str, &str, &str)> {
-    let text = |call: &'_ Value, member: &str| call[member].as_str().map(str::to_owned).unwrap_or_default();
-    let _ = text;
     let list = fold["tool_calls"].as_array().expect("a list");
     list.iter()
         .map(|call| {

@@ -9,6 +9,8 @@
 //!
 //! Format: <https://docs.claude.com/en/docs/build-with-claude/streaming>
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -50,20 +52,18 @@ struct Delta<'a> {
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
     match &*object.text("type") {
-        "message_start" | "message_delta" | "message_stop" | "ping" => Likeness::Yes,
-        "content_block_start" | "content_block_delta" | "content_block_stop" => Likeness::Yes,
+        "message_start"
+        | "message_delta"
+        | "message_stop"
+        | "ping"
+        | "content_block_start"
+        | "content_block_delta"
+        | "content_block_stop" => Likeness::Yes,
         "message" if object.raw("content").is_some() => Likeness::Yes,
         // The Responses API's errors are numbered.
         "error" if object.raw("error").is_some() && object.raw("sequence_number").is_none() => Likeness::Maybe,
         _ => Likeness::No,
     }
-}
-
-/// A tool's block that has not stopped.
-struct OpenCall {
-    index: u64,
-    /// The input that its start carried, for when no pieces follow.
-    input: Option<Box<RawValue>>,
 }
 
 /// Token counts as the API splits them: three disjoint kinds of input.
@@ -83,7 +83,8 @@ pub(super) struct Anthropic {
     id: Option<Box<str>>,
     /// The current message's stop reason, once said.
     stop: Option<FinishReason>,
-    calls: Vec<OpenCall>,
+    /// The tools' blocks that have not stopped, and the input that their start carried, for when no pieces follow.
+    calls: BTreeMap<u64, Option<Box<RawValue>>>,
     /// Thinking blocks seen in this message, the current one included.
     thoughts: u64,
     counts: Counts,
@@ -292,9 +293,8 @@ impl Anthropic {
     }
 
     fn block_stop(&mut self, index: u64, out: &mut Assembler) {
-        if let Some(at) = self.calls.iter().position(|call| call.index == index) {
-            let call = self.calls.remove(at);
-            fall_back_on_input(&call, out);
+        if let Some(input) = self.calls.remove(&index) {
+            fall_back_on_input(index, input.as_deref(), out);
             out.call_end(index);
         }
     }
@@ -303,12 +303,12 @@ impl Anthropic {
     /// any other, or none, that the model was cut in the middle.
     fn stop_blocks(&mut self, out: &mut Assembler) {
         let forgotten = matches!(self.stop, Some(FinishReason::ToolCalls | FinishReason::Stop | FinishReason::Pause));
-        for call in self.calls.drain(..) {
-            fall_back_on_input(&call, out);
+        for (index, input) in std::mem::take(&mut self.calls) {
+            fall_back_on_input(index, input.as_deref(), out);
             if forgotten {
-                out.call_end(call.index);
+                out.call_end(index);
             } else {
-                out.call_cut(call.index);
+                out.call_cut(index);
             }
         }
     }
@@ -322,7 +322,7 @@ impl Anthropic {
         self.block_stop(index, out);
         let input = block.raw("input").filter(|raw| raw.get() != "{}" && raw.get() != "\"\"");
         out.call(index, self.message, &block.text("id"), &block.text("name"), kind);
-        self.calls.push(OpenCall { index, input: input.map(ToOwned::to_owned) });
+        self.calls.insert(index, input.map(ToOwned::to_owned));
         block.pass_others_of(("call_id", &block.text("id")), &["type", "id", "name", "input"], out)
     }
 
@@ -356,10 +356,10 @@ fn finish_reason(raw: &str) -> FinishReason {
 }
 
 /// Where no pieces came, the input of the start is the arguments. Some gateways write it as a string of JSON.
-fn fall_back_on_input(call: &OpenCall, out: &mut Assembler) {
-    let Some(input) = &call.input else { return };
-    if out.arguments_so_far(call.index).is_empty() {
-        out.arguments_whole(call.index, &text_of(input));
+fn fall_back_on_input(index: u64, input: Option<&RawValue>, out: &mut Assembler) {
+    let Some(input) = input else { return };
+    if out.arguments_so_far(index).is_empty() {
+        out.arguments_whole(index, &text_of(input));
     }
 }
 
@@ -814,6 +814,14 @@ mod tests {
             assert!(all!(events, MessageReset).is_empty());
             assert_eq!((all!(events, RoundStart).len(), all!(events, RoundEnd).len(), all!(events, Usage).len()), (2, 2, 2));
         }
+    }
+
+    #[test]
+    fn a_whole_message_said_twice_is_two_messages_with_two_ids() {
+        let frames = [START, &text(0, "Hi"), &end("end_turn"), STOP].map(str::to_owned);
+        let events = read(&[frames.clone(), frames].concat());
+        let ids: Vec<_> = all!(events, MessageStart).iter().map(|start| &*start.message_id).collect();
+        assert_eq!(ids, ["msg_a", "msg-1"]);
     }
 
     #[test]

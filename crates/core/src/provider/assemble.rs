@@ -5,7 +5,7 @@
 //! `tool_call_start`; 2. a name that never came means no call, and a warning; 3. `finish` leaves nothing open;
 //! 4. an error beats a finish, whichever came first; 5. each step costs its own size, however much is open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -111,6 +111,8 @@ pub struct Assembler {
     messages: Vec<Message>,
     /// Where each key's message stands.
     message_index: HashMap<u64, usize>,
+    /// The ids of all messages there have been.
+    message_ids: HashSet<Id>,
     calls: Vec<Call>,
     /// Where each key's open call stands.
     open_calls: HashMap<u64, usize>,
@@ -134,6 +136,7 @@ impl Assembler {
             round_open: false,
             messages: Vec::new(),
             message_index: HashMap::new(),
+            message_ids: HashSet::new(),
             calls: Vec::new(),
             open_calls: HashMap::new(),
             usage: UsageCounts::default(),
@@ -225,13 +228,15 @@ impl Assembler {
         }
     }
 
-    /// Opens message `key` under the provider's `id` (minted when blank). Opening an open message does nothing.
+    /// Opens message `key` under the provider's `id` (minted when blank, or when another message has had it: what is said
+    /// twice is two messages). Opening an open message does nothing.
     pub fn open(&mut self, key: u64, id: &str, choice: Option<u64>) {
         if self.is_open(key) {
             return;
         }
         self.round_start();
-        let id: Id = if id.is_empty() { self.mint("msg") } else { Arc::from(id) };
+        let id: Id = if id.is_empty() || self.message_ids.contains(id) { self.mint("msg") } else { Arc::from(id) };
+        self.message_ids.insert(id.clone());
         let model = self.model.clone();
         self.out.push(MessageStart { message_id: id.clone(), role: "assistant".into(), model, choice }.into());
         self.message_index.insert(key, self.messages.len());
@@ -299,7 +304,7 @@ impl Assembler {
             return;
         }
         let message_id = message.id.clone();
-        message.text = whole.to_owned();
+        whole.clone_into(&mut message.text);
         let reasoning = message.reasoning.clone();
         self.out.push(MessageReset { message_id: message_id.clone(), reason: Some("contradicted".into()) }.into());
         if !reasoning.is_empty() {

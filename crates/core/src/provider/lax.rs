@@ -176,7 +176,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
                 f.write_str("a list")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
+                let mut items = Vec::with_capacity(1); // most lists of a stream hold one
                 while let Some(item) = seq.next_element()? {
                     items.push(item);
                 }

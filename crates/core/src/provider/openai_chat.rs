@@ -24,35 +24,35 @@ const MAX_CHOICES: u64 = 1024;
 /// Most members without a name here whose newest value is kept for the round's end.
 const MAX_METADATA: usize = 64;
 
+// A text chunk is moved through several returns on its way up: what is rare has no field here, and comes in `others`.
+/// Members of chunks and choices that come in `others` and have their own reading.
+const READ_ELSEWHERE: [&str; 9] = [
+    "x_groq",
+    "citations",
+    "search_results",
+    "message",
+    "text",
+    "usage",
+    "error",
+    "content_filter_results",
+    "content_filter_result",
+];
+
 object! {
     Chunk<'a> {
         id: Word<'a> = "id",
         model: Word<'a> = "model",
-        object: Word<'a> = "object",
         choices: List<Choice<'a>> = "choices",
         usage: Option<&'a RawValue> = "usage",
-        x_groq: Groq<'a> = "x_groq",
         error: Option<&'a RawValue> = "error",
-        errors: Option<&'a RawValue> = "errors",
-        message: Option<&'a RawValue> = "message",
-        detail: Option<&'a RawValue> = "detail",
-        code: Word<'a> = "code",
-        kind: Word<'a> = "type",
-        citations: Option<&'a RawValue> = "citations",
-        search_results: Option<&'a RawValue> = "search_results",
-    } skip { "created" "system_fingerprint" "service_tier" "provider" "obfuscation" "p" "logprobs" }
+    } skip { "object" "created" "system_fingerprint" "service_tier" "provider" "obfuscation" "p" "logprobs" }
 }
 
 object! {
     Choice<'a> {
         index: Count = "index",
         delta: Delta<'a> = "delta",
-        message: Delta<'a> = "message",
-        text: Word<'a> = "text",
         finish_reason: Word<'a> = "finish_reason",
-        usage: Option<&'a RawValue> = "usage",
-        error: Option<&'a RawValue> = "error",
-        filter: Option<&'a RawValue> = "content_filter_results" | "content_filter_result",
     } skip { "logprobs" "native_finish_reason" "stop_reason" "seed" "token_ids" }
 }
 
@@ -62,13 +62,20 @@ object! {
         refusal: Word<'a> = "refusal",
         reasoning: Word<'a> = "reasoning",
         reasoning_content: Word<'a> = "reasoning_content" | "reasoning_text" | "thinking",
-        reasoning_details: List<&'a RawValue> = "reasoning_details",
         tool_calls: List<Call<'a>> = "tool_calls",
-        function_call: Function<'a> = "function_call",
-        annotations: List<&'a RawValue> = "annotations",
-        images: List<&'a RawValue> = "images",
-        executed_tools: List<&'a RawValue> = "executed_tools",
     } skip { "role" "name" "channel" "index" "token_id" "token_ids" }
+}
+
+object! {
+    /// A chunk without choices, looked at again.
+    Odd<'a> {
+        kind: Word<'a> = "type",
+        object: Word<'a> = "object",
+        code: Word<'a> = "code",
+        message: Option<&'a RawValue> = "message",
+        detail: Option<&'a RawValue> = "detail",
+        errors: List<&'a RawValue> = "errors",
+    } skip { }
 }
 
 object! {
@@ -242,11 +249,14 @@ impl Provider for OpenAiChat {
             return Ok(());
         }
         if data == b"[DONE]" {
-            self.end_round(out);
+            self.say_metadata(out);
+            *self = Self { next_call: self.next_call, last_id: std::mem::take(&mut self.last_id), ..Self::default() };
             out.mark_ended();
+            out.round_end();
             return Ok(());
         }
-        let text = String::from_utf8_lossy(data);
+        // The check first: the lossy walk costs many times more.
+        let text = std::str::from_utf8(data).map_or_else(|_| String::from_utf8_lossy(data), Cow::Borrowed);
         if frame.event == "error" && data[0] != b'{' {
             let raw = RawValue::from_string(text.clone().into_owned())
                 .or_else(|_| RawValue::from_string(Json::string(&text).as_str().to_owned()))?;
@@ -261,53 +271,48 @@ impl Provider for OpenAiChat {
     }
 
     fn finish(&mut self, out: &mut Assembler) {
-        self.end_round(out);
+        self.say_metadata(out);
     }
 }
 
 impl OpenAiChat {
     fn chunk(&mut self, chunk: Chunk<'_>, event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
         out.model(chunk.model.as_str());
-        let known = chunk.choices.here
-            || chunk.usage.is_some()
-            || chunk.x_groq.here
-            || chunk.citations.is_some()
-            || chunk.search_results.is_some()
-            || chunk.object.as_str().starts_with("chat.completion");
+        let mut known = chunk.choices.here || chunk.usage.is_some();
         for choice in chunk.choices.items {
             self.choice(chunk.id.as_str(), choice, out)?;
         }
-        for usage in [chunk.x_groq.usage, chunk.usage].into_iter().flatten() {
+        let mut error = chunk.error;
+        for (name, raw) in &chunk.others {
+            match &**name {
+                "x_groq" => {
+                    let groq: Groq<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+                    if let Some(usage) = groq.usage {
+                        self.usage(usage, out);
+                    }
+                    error = error.or(groq.error);
+                    self.remember("x_groq.", &groq.others, out);
+                }
+                // Before the bare addresses, which it repeats with more.
+                "search_results" => self.sources(0, raw, out),
+                _ => continue,
+            }
+            known = true;
+        }
+        if let Some(usage) = chunk.usage {
             self.usage(usage, out);
         }
-        // The richer list first: the plain one repeats its addresses.
-        for (which, sources) in [chunk.search_results, chunk.citations].into_iter().enumerate() {
-            if let Some(sources) = sources {
-                self.sources(which, sources, out);
-            }
+        if let Some((_, raw)) = chunk.others.iter().find(|(name, _)| name == "citations") {
+            self.sources(1, raw, out);
+            known = true;
         }
-        self.remember("", chunk.others, out);
-        self.remember("x_groq.", chunk.x_groq.others, out);
-        let error = chunk.error.filter(|raw| !matches!(raw.get(), "false" | "\"\"" | "{}" | "[]") || !known);
-        if let Some(error) = error.or(chunk.x_groq.error) {
-            fault::report(error, "error", out);
-        } else if !known {
-            let whole = || serde_json::from_str::<&RawValue>(text);
-            let is_error = event == "error"
-                || chunk.object.as_str() == "error"
-                || chunk.kind.as_str() == "error"
-                || chunk.detail.is_some()
-                || (chunk.message.is_some() && (!chunk.code.is_empty() || chunk.kind.as_str().contains("error")));
-            if is_error {
-                fault::report(whole()?, "error", out);
-            } else if let Some(errors) = chunk.errors {
-                let first = serde_json::from_str::<List<&RawValue>>(errors.get()).unwrap_or_default();
-                fault::report(first.items.first().copied().unwrap_or(errors), "error", out);
-            } else {
-                let name = [event, chunk.kind.as_str(), chunk.object.as_str()].into_iter().find(|name| !name.is_empty());
-                out.unknown(name.unwrap_or("chunk"), Json::from_raw(whole()?).ok());
-            }
+        let nothing = |raw: &RawValue| matches!(raw.get(), "false" | "\"\"" | "{}" | "[]");
+        match error.filter(|raw| !known || !nothing(raw)) {
+            Some(error) => fault::report(error, "error", out),
+            None if !known => return odd(event, text, out),
+            None => {}
         }
+        self.remember("", &chunk.others, out);
         Ok(())
     }
 
@@ -320,34 +325,35 @@ impl OpenAiChat {
             self.open(index, id, out);
         }
         let finished = !choice.finish_reason.is_empty();
+        let member = |wanted: &str| choice.others.iter().find(|(name, _)| name == wanted).map(|(_, raw)| *raw);
+        let message = || member("message").and_then(|raw| serde_json::from_str::<Delta<'_>>(raw.get()).ok());
         if choice.delta.here {
-            // Beside a delta, `message` is its copy or the whole so far; only what the deltas left out counts.
             self.delta(index, choice.delta, false, out);
-            if let (true, Content::Text(whole)) = (finished, &choice.message.content) {
-                if let Some(missing) = whole.strip_prefix(out.text_so_far(index)) {
-                    let missing = missing.to_owned();
-                    out.text(index, &missing);
-                }
+            // Beside a delta, `message` is its copy or the whole so far; only what the deltas left out counts.
+            if let (true, Some(Delta { content: Content::Text(whole), .. })) = (finished, finished.then(message).flatten()) {
+                let missing = whole.strip_prefix(out.text_so_far(index)).unwrap_or("").to_owned();
+                out.text(index, &missing);
             }
-        } else if choice.message.here {
-            self.delta(index, choice.message, true, out);
-        } else {
-            out.text(index, choice.text.as_str());
+        } else if let Some(message) = message() {
+            self.delta(index, message, true, out);
+        } else if let Some(text) = member("text") {
+            out.text(index, &text_of(text));
         }
         if finished {
             let raw = choice.finish_reason.as_str();
             out.finish_reason(index, finish_reason(raw), raw);
         }
-        if let Some(usage) = choice.usage {
-            self.usage(usage, out);
+        for (name, raw) in &choice.others {
+            match &**name {
+                "usage" => self.usage(raw, out),
+                "error" => fault::report(raw, "error", out),
+                "content_filter_results" | "content_filter_result" if raw.get().contains("true") => {
+                    out.provider_event("content_filter_results", Json::from_raw(raw).ok());
+                }
+                _ => {}
+            }
         }
-        if let Some(filter) = choice.filter.filter(|filter| filter.get().contains("true")) {
-            out.provider_event("content_filter_results", Json::from_raw(filter).ok());
-        }
-        if let Some(error) = choice.error {
-            fault::report(error, "error", out);
-        }
-        self.remember("choice.", choice.others, out);
+        self.remember("choice.", &choice.others, out);
         Ok(())
     }
 
@@ -367,22 +373,15 @@ impl OpenAiChat {
 
     /// What a delta or, where `whole`, a message so far says.
     fn delta(&mut self, index: u64, delta: Delta<'_>, whole: bool, out: &mut Assembler) {
-        let Delta { content, refusal, reasoning, reasoning_content, reasoning_details, .. } = delta;
+        let Delta { content, refusal, reasoning, reasoning_content, tool_calls, others, .. } = delta;
         let answer = &mut self.answers[index as usize];
         let plain = if reasoning.is_empty() { &reasoning_content } else { &reasoning };
         if !plain.is_empty() {
             answer.plain_reasoning = true;
             out.reasoning(index, None, plain.as_str());
         }
-        for raw in reasoning_details.items {
-            let detail: Detail<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
-            if !answer.plain_reasoning {
-                out.reasoning(index, None, if detail.text.is_empty() { detail.summary.as_str() } else { detail.text.as_str() });
-            }
-            // What has to be sent back with the next request.
-            if !detail.data.is_empty() || !detail.signature.is_empty() {
-                out.provider_event("reasoning_details", Json::from_raw(raw).ok());
-            }
+        for (_, details) in others.iter().filter(|(name, _)| name == "reasoning_details") {
+            reasoning_details(index, details, answer.plain_reasoning, out);
         }
         match content {
             Content::Absent => {}
@@ -398,30 +397,31 @@ impl OpenAiChat {
             }
         }
         out.refusal(index, refusal.as_str());
-        for call in delta.tool_calls.items {
+        for call in tool_calls.items {
             self.call(index, call, out);
         }
-        if delta.function_call.here {
-            let key = *self.answers[index as usize].legacy_call.get_or_insert_with(|| {
-                self.next_call += 1;
-                self.next_call
-            });
-            out.call(key, index, "", delta.function_call.name.as_str(), Kind::Client);
-            if let Some(arguments) = delta.function_call.arguments {
-                out.arguments(key, &text_of(arguments));
+        for (name, raw) in others {
+            match &*name {
+                "reasoning_details" => {}
+                "function_call" => self.legacy_call(index, raw, out),
+                "annotations" => each(raw, |raw| out.citation(citation(raw, out.message_id(index)))),
+                "images" => each(raw, |raw| image(index, raw, out)),
+                "executed_tools" => each(raw, |raw| self.executed_tool(index, raw, out)),
+                name => self.delta_member(name, raw, out),
             }
         }
-        for raw in delta.annotations.items {
-            out.citation(citation(raw, out.message_id(index)));
-        }
-        for raw in delta.images.items {
-            image(index, raw, out);
-        }
-        for raw in delta.executed_tools.items {
-            self.executed_tool(index, raw, out);
-        }
-        for (name, raw) in delta.others {
-            self.delta_member(&name, raw, out);
+    }
+
+    /// The only call of an answer, as it was before calls were many.
+    fn legacy_call(&mut self, index: u64, raw: &RawValue, out: &mut Assembler) {
+        let function: Function<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+        let key = *self.answers[index as usize].legacy_call.get_or_insert_with(|| {
+            self.next_call += 1;
+            self.next_call
+        });
+        out.call(key, index, "", function.name.as_str(), Kind::Client);
+        if let Some(arguments) = function.arguments {
+            out.arguments(key, &text_of(arguments));
         }
     }
 
@@ -533,13 +533,12 @@ impl OpenAiChat {
             return;
         }
         self.last_sources[which] = raw.get().into();
-        let list: List<&RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
-        for raw in list.items {
+        each(raw, |raw| {
             let source = citation(raw, out.message_id(0));
             if source.url.as_deref().is_none_or(|url| self.urls.insert(url.into())) {
                 out.citation(source);
             }
-        }
+        });
     }
 
     /// A delta's member without a name here may be content: it passes at once, unless it says again what it said last.
@@ -552,9 +551,9 @@ impl OpenAiChat {
     }
 
     /// Such members elsewhere are about the stream: the newest value passes at the round's end.
-    fn remember(&mut self, place: &str, others: Others<'_>, out: &mut Assembler) {
+    fn remember(&mut self, place: &str, others: &Others<'_>, out: &mut Assembler) {
         for (name, raw) in others {
-            if raw.get().starts_with('"') || only_nulls(raw) {
+            if READ_ELSEWHERE.contains(&&**name) || raw.get().starts_with('"') || only_nulls(raw) {
                 continue;
             }
             let Ok(value) = Json::from_raw(raw) else { continue };
@@ -569,14 +568,10 @@ impl OpenAiChat {
         }
     }
 
-    fn end_round(&mut self, out: &mut Assembler) {
+    fn say_metadata(&mut self, out: &mut Assembler) {
         for (name, value) in self.metadata.drain(..) {
             out.provider_event(&name, Some(value));
         }
-        self.answers.clear();
-        self.last_other.clear();
-        self.last_usage = Box::default();
-        out.round_end();
     }
 }
 
@@ -591,6 +586,41 @@ fn begins_another(open: &Slot, id: &str, name: &str, arguments: &str) -> bool {
     if arguments.is_empty() { other_id && other_name } else { (other_id || other_name) && arguments.trim_end().ends_with('}') }
 }
 
+/// A chunk that has nothing of one: an error in another form, or a kind of its own.
+fn odd(event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
+    let odd: Odd<'_> = serde_json::from_str(text)?;
+    let raw: &RawValue = serde_json::from_str(text)?;
+    let (kind, object) = (odd.kind.as_str(), odd.object.as_str());
+    let is_error = [event, object, kind].contains(&"error")
+        || odd.detail.is_some()
+        || (odd.message.is_some() && (!odd.code.is_empty() || kind.contains("error")));
+    if is_error || odd.errors.here {
+        fault::report(odd.errors.items.first().copied().unwrap_or(raw), "error", out);
+    } else if !object.starts_with("chat.completion") {
+        let name = [event, kind, object].into_iter().find(|name| !name.is_empty());
+        out.unknown(name.unwrap_or("chunk"), Json::from_raw(raw).ok());
+    }
+    Ok(())
+}
+
+/// Sees each item of a list; what is no list has none.
+fn each<'a>(raw: &'a RawValue, see: impl FnMut(&'a RawValue)) {
+    serde_json::from_str::<List<&RawValue>>(raw.get()).unwrap_or_default().items.into_iter().for_each(see);
+}
+
+/// `OpenRouter`'s list: the reasoning's text again, and what has to be sent back with the next request.
+fn reasoning_details(index: u64, raw: &RawValue, only_signatures: bool, out: &mut Assembler) {
+    each(raw, |raw| {
+        let detail: Detail<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
+        if !only_signatures {
+            out.reasoning(index, None, if detail.text.is_empty() { detail.summary.as_str() } else { detail.text.as_str() });
+        }
+        if !detail.data.is_empty() || !detail.signature.is_empty() {
+            out.provider_event("reasoning_details", Json::from_raw(raw).ok());
+        }
+    });
+}
+
 /// One part of a `content` list: Mistral's thinking, and what gateways pass through from elsewhere.
 fn content_part(index: u64, raw: &RawValue, out: &mut Assembler) {
     let part: Part<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
@@ -601,9 +631,9 @@ fn content_part(index: u64, raw: &RawValue, out: &mut Assembler) {
         }
         "refusal" => out.refusal(index, part.refusal.as_str()),
         "image_url" | "image" | "output_image" => image(index, raw, out),
-        _ if !part.here => out.text(index, &text_of(raw)),
+        _ if raw.get().starts_with('"') => out.text(index, &text_of(raw)),
         _ if !matches!(part.text, Content::Absent) => each_text(part.text, &mut |text| out.text(index, text)),
-        kind => out.provider_event(&format!("content.{kind}"), Json::from_raw(raw).ok()),
+        kind => out.provider_event(&format!("content.{}", if kind.is_empty() { "part" } else { kind }), Json::from_raw(raw).ok()),
     }
 }
 

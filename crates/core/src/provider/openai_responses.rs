@@ -8,6 +8,7 @@
 //! Format: <https://platform.openai.com/docs/api-reference/responses-streaming>
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 
 use serde::Deserialize;
@@ -17,7 +18,7 @@ use super::lax::{Count, Word, text_of};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::write_str;
-use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
+use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
 
 /// What a delta needs, in one pass without a copy.
@@ -57,12 +58,12 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
 
 /// An output item that has been seen.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "four facts that do not depend on each other")]
 struct Item {
-    index: u64,
     /// The assembler's key of the message it belongs to.
     message: u64,
-    /// The id it had last.
-    id: Box<str>,
+    /// The call whose output it is.
+    answers: Option<Id>,
     done: bool,
     /// Some of its reasoning, its refusal, its citations have gone out already.
     thought: bool,
@@ -83,7 +84,11 @@ pub(super) struct OpenAiResponses {
     message: u64,
     /// The current message has its message item: the next one begins a new message.
     taken: bool,
-    items: Vec<Item>,
+    items: BTreeMap<u64, Item>,
+    /// The item that the last event was about: what an event without an index belongs to.
+    last: u64,
+    /// The ids of the items that are done.
+    done: HashSet<Box<str>>,
     part: Option<Part>,
     parts: u64,
     /// The call that an output without an id answers.
@@ -104,7 +109,8 @@ impl Provider for OpenAiResponses {
             }
             Err(error) => return Err(error.into()),
         };
-        let index = head.output_index.0.or(self.items.last().map(|item| item.index)).unwrap_or_default();
+        let index = head.output_index.0.unwrap_or(self.last);
+        self.last = index;
         let kind = head.kind.as_str();
         let kind = kind.strip_prefix("response.").unwrap_or(kind);
         match kind {
@@ -190,6 +196,38 @@ impl OpenAiResponses {
                 out.arguments_whole(index, &event.text("arguments"));
                 Ok(())
             }
+            // Code is shown while it is written, as the one argument of its call.
+            "code_interpreter_call_code.delta" => {
+                let start = if out.arguments_so_far(index).is_empty() { "{\"code\":\"" } else { "" };
+                out.arguments(index, &format!("{start}{}", escaped(head.delta.as_str())));
+                Ok(())
+            }
+            // Commands likewise, as the first argument of theirs; the item's end says the rest.
+            "shell_call_command.added" => {
+                let start = if out.arguments_so_far(index).is_empty() { "{\"commands\":[\"" } else { ",\"" };
+                out.arguments(index, &format!("{start}{}", escaped(&event.text("command"))));
+                Ok(())
+            }
+            "shell_call_command.delta" => {
+                out.arguments(index, &escaped(head.delta.as_str()));
+                Ok(())
+            }
+            "shell_call_command.done" => {
+                out.arguments(index, "\"");
+                Ok(())
+            }
+            "shell_call_output_content.delta" => {
+                let printed = event.object("delta");
+                if let Some(call) = self.item(index).answers.clone() {
+                    out.tool_output(&call, &printed.text("stdout"));
+                    out.tool_output(&call, &printed.text("stderr"));
+                }
+                Ok(())
+            }
+            "code_interpreter_call_code.done" => {
+                out.arguments_whole(index, &arguments(&event));
+                Ok(())
+            }
             "custom_tool_call_input.done" => {
                 out.arguments_whole(index, &event.text("input"));
                 Ok(())
@@ -199,9 +237,14 @@ impl OpenAiResponses {
                 None => Ok(()),
             },
             // Their content comes with the deltas and with the item's end.
-            "content_part.added" | "content_part.done" | "reasoning_part.added" | "reasoning_part.done" => Ok(()),
-            "reasoning_summary_part.added" | "reasoning_summary_part.done" => Ok(()),
-            "keepalive" => Ok(()),
+            "content_part.added"
+            | "content_part.done"
+            | "reasoning_part.added"
+            | "reasoning_part.done"
+            | "reasoning_summary_part.added"
+            | "reasoning_summary_part.done"
+            | "shell_call_output_content.done"
+            | "keepalive" => Ok(()),
             "" if &*event.text("object") == "response" => {
                 self.start(&event, out);
                 let status = event.text("status");
@@ -229,8 +272,8 @@ impl OpenAiResponses {
         for (index, item) in response.list("output").into_iter().enumerate() {
             // By index, and by id: some leave items out of the whole that they have streamed.
             let id = Object::from_raw(item)?.text("id");
-            let known = |seen: &Item| seen.done && (seen.index == index as u64 || (!id.is_empty() && *seen.id == *id));
-            if !self.items.iter().any(known) {
+            let known = self.items.get(&(index as u64)).is_some_and(|seen| seen.done) || self.done.contains(&*id);
+            if !known {
                 self.item_done(index as u64, item, out)?;
             }
         }
@@ -262,11 +305,7 @@ impl OpenAiResponses {
 
     /// The item at `index`, put into the current message if it is new.
     fn item(&mut self, index: u64) -> &mut Item {
-        let at = self.items.iter().rposition(|item| item.index == index).unwrap_or_else(|| {
-            self.items.push(Item { index, message: self.message, ..Item::default() });
-            self.items.len() - 1
-        });
-        &mut self.items[at]
+        self.items.entry(index).or_insert_with(|| Item { message: self.message, ..Item::default() })
     }
 
     /// Opens the message of the item at `index`: under the response's id the first, under an id of their own the others.
@@ -280,7 +319,7 @@ impl OpenAiResponses {
 
     fn item_added(&mut self, index: u64, item: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         let kind = item.text("type");
-        if self.items.iter().any(|seen| seen.index == index) {
+        if self.items.contains_key(&index) {
             return Ok(());
         }
         if self.taken && matches!(&*kind, "message" | "reasoning") {
@@ -309,6 +348,8 @@ impl OpenAiResponses {
                     if kind == "custom_tool_call" {
                         out.arguments_are_text(index);
                     }
+                } else if kind.ends_with("_output") {
+                    self.item(index).answers = Some((*item.text("call_id")).into());
                 }
                 Ok(())
             }
@@ -318,21 +359,23 @@ impl OpenAiResponses {
     fn item_done(&mut self, index: u64, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
         let item = Object::from_raw(raw)?;
         self.item_added(index, &item, out)?;
-        let seen = self.item(index);
-        if std::mem::replace(&mut seen.done, true) {
+        if std::mem::replace(&mut self.item(index).done, true) {
             return Ok(());
         }
-        seen.id = item.text("id").into();
+        let id = item.text("id");
+        if !id.is_empty() {
+            self.done.insert(id.into());
+        }
         let kind = item.text("type");
         match &*kind {
             "message" => self.message_done(index, &item, out),
             "reasoning" => self.reasoning_done(index, &item, out),
             "image_generation_call" => {
-                self.call_done(index, &item, out)?;
+                call_done(index, &item, out)?;
                 self.image(index, &item, out);
                 Ok(())
             }
-            kind if tool(kind, &item).is_some() => self.call_done(index, &item, out),
+            kind if tool(kind, &item).is_some() => call_done(index, &item, out),
             kind if kind.ends_with("_output") => {
                 let id = item.text("call_id");
                 let call = if id.is_empty() { &*self.last_call } else { &*id };
@@ -383,24 +426,6 @@ impl OpenAiResponses {
             }
             None => Ok(()),
         }
-    }
-
-    fn call_done(&mut self, index: u64, item: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        let id = call_id(item);
-        let arguments = arguments(item);
-        if !arguments.is_empty() {
-            out.arguments_whole(index, &arguments);
-        }
-        out.call_end(index);
-        item.pass_others_of(("call_id", &id), &[CALL, ARGUMENTS, MORE_ARGUMENTS, RESULTS].concat(), out)?;
-        if ANSWERED_ELSEWHERE.contains(&&*item.text("type")) {
-            return Ok(());
-        }
-        let output = RESULTS.iter().filter(|key| **key != "result").find_map(|key| item.raw(key));
-        if output.is_some() || !matches!(&*item.text("status"), "in_progress" | "incomplete" | "calling") {
-            tool_result(&id, output, item, out)?;
-        }
-        Ok(())
     }
 
     fn image(&mut self, index: u64, item: &Object<'_>, out: &mut Assembler) {
@@ -475,7 +500,7 @@ impl OpenAiResponses {
 const KNOWN: &[&str] = &[
     "web_search_call.",
     "file_search_call.",
-    "code_interpreter_call",
+    "code_interpreter_call.",
     "image_generation_call.",
     "mcp_",
     "shell_call_",
@@ -519,9 +544,36 @@ fn tool<'a>(kind: &'a str, item: &Object<'a>) -> Option<(Cow<'a, str>, Kind)> {
     Some((name.into(), kind))
 }
 
+/// `text` as it stands inside a JSON string.
+fn escaped(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len() + 16);
+    write_str(&mut out, text);
+    out.pop();
+    String::from_utf8(out.split_off(1)).unwrap_or_default()
+}
+
 fn call_id<'a>(item: &Object<'a>) -> Cow<'a, str> {
     let id = item.text("call_id");
     if id.is_empty() { item.text("id") } else { id }
+}
+
+/// A call's item is whole.
+fn call_done(index: u64, item: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    let id = call_id(item);
+    let arguments = arguments(item);
+    if !arguments.is_empty() {
+        out.arguments_whole(index, &arguments);
+    }
+    out.call_end(index);
+    item.pass_others_of(("call_id", &id), &[CALL, ARGUMENTS, MORE_ARGUMENTS, RESULTS].concat(), out)?;
+    if ANSWERED_ELSEWHERE.contains(&&*item.text("type")) {
+        return Ok(());
+    }
+    let output = RESULTS.iter().filter(|key| **key != "result").find_map(|key| item.raw(key));
+    if output.is_some() || !matches!(&*item.text("status"), "in_progress" | "incomplete" | "calling") {
+        tool_result(&id, output, item, out)?;
+    }
+    Ok(())
 }
 
 /// A call's arguments as the item's end says them; empty where it says none.
@@ -537,7 +589,12 @@ fn arguments<'a>(item: &Object<'a>) -> Cow<'a, str> {
             }
             write_str(&mut out, key);
             out.push(b':');
-            out.extend_from_slice(raw.get().as_bytes());
+            // Written anew: equal to what the deltas made of it, however the provider escapes.
+            if raw.get().starts_with('"') {
+                write_str(&mut out, &text_of(raw));
+            } else {
+                out.extend_from_slice(raw.get().as_bytes());
+            }
         }
     }
     out.push(b'}');
@@ -572,5 +629,427 @@ fn counts(usage: &Object<'_>) -> UsageCounts {
         reasoning: output.count("reasoning_tokens"),
         audio_input: input.count("audio_tokens"),
         audio_output: output.count("audio_tokens"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{AssistantMessage, Payload, ToolCall};
+
+    const CREATED: &str =
+        r#"{"type":"response.created","response":{"id":"resp_1","model":"m-1","status":"in_progress","output":[]}}"#;
+
+    fn event(kind: &str, rest: &str) -> String {
+        format!(r#"{{"type":"response.{kind}",{rest}}}"#)
+    }
+
+    fn added(index: u64, item: &str) -> String {
+        event("output_item.added", &format!(r#""output_index":{index},"item":{item}"#))
+    }
+
+    fn done(index: u64, item: &str) -> String {
+        event("output_item.done", &format!(r#""output_index":{index},"item":{item}"#))
+    }
+
+    fn text(index: u64, delta: &str) -> String {
+        event("output_text.delta", &format!(r#""output_index":{index},"content_index":0,"delta":"{delta}""#))
+    }
+
+    fn completed(output: &str) -> String {
+        event(
+            "completed",
+            &format!(
+                r#""response":{{"id":"resp_1","status":"completed","output":[{output}],"usage":{{"input_tokens":10,"input_tokens_details":{{"cached_tokens":4}},"output_tokens":6,"output_tokens_details":{{"reasoning_tokens":2}},"total_tokens":16}}}}"#
+            ),
+        )
+    }
+
+    const MESSAGE: &str = r#"{"id":"msg_1","type":"message","role":"assistant","content":[]}"#;
+
+    fn said(text: &str) -> String {
+        format!(
+            r#"{{"id":"msg_1","type":"message","role":"assistant","content":[{{"type":"output_text","text":"{text}","annotations":[]}}]}}"#
+        )
+    }
+
+    const CALL: &str = r#"{"id":"fc_1","type":"function_call","call_id":"call_1","name":"add","arguments":""}"#;
+
+    fn called(arguments: &str) -> String {
+        format!(
+            r#"{{"id":"fc_1","type":"function_call","call_id":"call_1","name":"add","arguments":{:?}}}"#,
+            Json::string(arguments)
+        )
+    }
+
+    fn read<S: AsRef<str>>(frames: &[S]) -> Vec<Payload> {
+        let (mut provider, mut out) = (OpenAiResponses::default(), Assembler::new("openai-responses", ""));
+        for frame in frames {
+            provider.frame(&Frame { event: "", data: frame.as_ref().as_bytes(), offset: 0 }, &mut out).unwrap();
+        }
+        provider.finish(&mut out);
+        out.finish();
+        out.drain().collect()
+    }
+
+    macro_rules! all {
+        ($events:expr, $kind:ident) => {
+            $events.iter().filter_map(|event| if let Payload::$kind(it) = event { Some(it) } else { None }).collect::<Vec<_>>()
+        };
+    }
+
+    fn message(events: &[Payload]) -> &AssistantMessage {
+        let messages = all!(events, AssistantMessage);
+        assert_eq!(messages.len(), 1);
+        messages[0]
+    }
+
+    fn call(events: &[Payload]) -> &ToolCall {
+        let calls = all!(events, ToolCall);
+        assert_eq!(calls.len(), 1);
+        calls[0]
+    }
+
+    fn arguments_of(call: &ToolCall) -> Option<&str> {
+        call.arguments.as_ref().map(Json::as_str)
+    }
+
+    #[test]
+    fn text_and_usage() {
+        let events = read(&[
+            CREATED,
+            &added(0, MESSAGE),
+            &text(0, "Hel"),
+            &text(0, "lo"),
+            &done(0, &said("Hello")),
+            &completed(&said("Hello")),
+        ]);
+        assert_eq!((&*message(&events).text, &*message(&events).message_id), ("Hello", "resp_1"));
+        assert_eq!(
+            (message(&events).finish_reason, message(&events).finish_reason_raw.as_deref()),
+            (FinishReason::Stop, Some("completed"))
+        );
+        assert_eq!(all!(events, TextDelta).len(), 2);
+        let usage = all!(events, Usage)[0];
+        assert_eq!((usage.input_tokens, usage.cache_read_tokens, usage.output_tokens), (Some(10), Some(4), Some(6)));
+        assert_eq!((usage.reasoning_tokens, usage.total_tokens), (Some(2), Some(16)));
+        assert!(all!(events, Error).is_empty());
+    }
+
+    #[test]
+    fn r1_an_error_and_the_failure_after_it_are_one_error() {
+        let error =
+            r#"{"type":"error","sequence_number":2,"error":{"type":"server_error","code":"server_error","message":"Down."}}"#;
+        let failed =
+            event("failed", r#""response":{"id":"resp_1","status":"failed","error":{"code":"server_error","message":"Down."}}"#);
+        for frames in [vec![CREATED, error, &failed], vec![CREATED, &failed]] {
+            let events = read(&frames);
+            let errors = all!(events, Error);
+            assert_eq!(
+                (errors.len(), &*errors[0].code, &*errors[0].message, errors[0].retryable),
+                (1, "server_error", "Down.", true)
+            );
+            assert_eq!(all!(events, RoundEnd)[0].finish_reason, Some(FinishReason::Error));
+        }
+        let flat = r#"{"type":"error","code":"rate_limit_exceeded","message":"Slow down.","param":null,"sequence_number":1}"#;
+        assert_eq!(&*all!(read(&[CREATED, flat]), Error)[0].code, "rate_limit_exceeded");
+    }
+
+    #[test]
+    fn r2_incomplete_says_why() {
+        for (reason, word) in [("max_output_tokens", FinishReason::Length), ("content_filter", FinishReason::ContentFilter)] {
+            let end = event(
+                "incomplete",
+                &format!(r#""response":{{"id":"resp_1","status":"incomplete","incomplete_details":{{"reason":"{reason}"}}}}"#),
+            );
+            let events = read(&[CREATED, &added(0, MESSAGE), &text(0, "Half"), &end]);
+            assert_eq!(
+                (message(&events).finish_reason, message(&events).finish_reason_raw.as_deref()),
+                (word, Some("incomplete"))
+            );
+            assert!(all!(events, Error).is_empty());
+        }
+    }
+
+    #[test]
+    fn r3_ids_that_change_on_every_event_do_not_matter() {
+        let rotated = MESSAGE.replace("msg_1", "msg_2");
+        let delta = |id: &str| text(0, "a").replace(r#""delta""#, &format!(r#""item_id":"{id}","delta""#));
+        let last = said("aa").replace("msg_1", "msg_3");
+        let whole = said("aa").replace("msg_1", "msg_4");
+        let events = read(&[CREATED, &added(0, &rotated), &delta("x"), &delta("y"), &done(0, &last), &completed(&whole)]);
+        assert_eq!(message(&events).text, "aa");
+    }
+
+    #[test]
+    fn r4_a_resumed_stream_has_no_created() {
+        let queued = CREATED.replace("created", "queued");
+        let events = read(&[&*queued, &added(0, MESSAGE), &text(0, "a"), &completed("")]);
+        assert_eq!(&*message(&events).message_id, "resp_1");
+        let torn = read(&[text(0, "b"), completed("")]);
+        assert_eq!(message(&torn).text, "b");
+    }
+
+    #[test]
+    fn r5_items_overlap_and_some_never_end() {
+        let list = r#"{"id":"mcpl_1","type":"mcp_list_tools","server_label":"s","tools":[]}"#;
+        let events =
+            read(&[CREATED, &added(0, list), &added(1, CALL), &added(2, MESSAGE), &text(2, "a"), &done(0, list), &completed("")]);
+        assert_eq!(message(&events).text, "a");
+        assert_eq!(arguments_of(call(&events)), Some("{}"));
+        assert_eq!(all!(events, ProviderEvent)[0].name, "mcp_list_tools");
+    }
+
+    #[test]
+    fn r6_arguments_only_at_the_end() {
+        let whole = event("function_call_arguments.done", r#""output_index":0,"arguments":"{\"a\":1}""#);
+        for frames in [vec![added(0, CALL), whole], vec![added(0, CALL), done(0, &called(r#"{"a":1}"#))], vec![]] {
+            let mut frames = [vec![CREATED.to_owned()], frames].concat();
+            frames.push(completed(&called(r#"{"a":1}"#)));
+            let events = read(&frames);
+            assert_eq!(arguments_of(call(&events)), Some(r#"{"a":1}"#));
+            assert_eq!(all!(events, ToolCallDelta).len(), 1);
+            assert_eq!(message(&events).finish_reason, FinishReason::ToolCalls);
+        }
+    }
+
+    #[test]
+    fn edge_1_to_3_text_only_at_the_end_longer_or_other() {
+        for (deltas, whole, sent, resets) in [(vec![], "Hello", 1, 0), (vec!["Hel"], "Hello", 2, 0), (vec!["Bye"], "Hello", 2, 1)]
+        {
+            let mut frames = vec![CREATED.to_owned(), added(0, MESSAGE)];
+            frames.extend(deltas.iter().map(|delta| text(0, delta)));
+            frames.extend([done(0, &said(whole)), completed(&said(whole))]);
+            let events = read(&frames);
+            assert_eq!(message(&events).text, "Hello");
+            assert_eq!((all!(events, TextDelta).len(), all!(events, MessageReset).len()), (sent, resets));
+        }
+    }
+
+    #[test]
+    fn r8_encrypted_reasoning_passes_and_is_not_shown() {
+        let item = r#"{"id":"rs_1","type":"reasoning","summary":[],"encrypted_content":"xyz"}"#;
+        let events = read(&[CREATED, &done(0, item), &added(1, MESSAGE), &text(1, "a"), &completed("")]);
+        assert_eq!((&*message(&events).reasoning, &*message(&events).text), ("", "a"));
+        assert_eq!(
+            all!(events, ProviderEvent)[0].data.as_ref().unwrap().as_str(),
+            r#"{"item_id":"rs_1","encrypted_content":"xyz"}"#
+        );
+    }
+
+    #[test]
+    fn r9_summary_parts_are_separated_and_not_said_twice() {
+        let item = r#"{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"One."},{"type":"summary_text","text":"Two."}]}"#;
+        let piece = |part: u64, text: &str| {
+            event("reasoning_summary_text.delta", &format!(r#""output_index":0,"summary_index":{part},"delta":"{text}""#))
+        };
+        let finished = event("reasoning_summary_text.done", r#""output_index":0,"summary_index":1,"text":"Two.""#);
+        let streamed = vec![piece(0, "On"), piece(0, "e."), piece(1, "Two."), finished, done(0, item)];
+        for frames in [streamed, vec![done(0, item)]] {
+            let frames = [vec![CREATED.to_owned()], frames, vec![completed(item)]].concat();
+            assert_eq!(message(&read(&frames)).reasoning, "One.\n\nTwo.");
+        }
+    }
+
+    #[test]
+    fn r9_raw_reasoning_is_reasoning() {
+        let piece = event("reasoning_text.delta", r#""output_index":0,"content_index":0,"delta":"Hm.""#);
+        let item = r#"{"id":"rs_1","type":"reasoning","summary":[],"content":[{"type":"reasoning_text","text":"Hm."}]}"#;
+        assert_eq!(message(&read(&[CREATED, &piece, &done(0, item), &completed(item)])).reasoning, "Hm.");
+    }
+
+    #[test]
+    fn r10_each_message_item_is_a_message() {
+        let commentary = r#"{"id":"msg_1","type":"message","phase":"commentary","content":[]}"#;
+        let last = r#"{"id":"msg_2","type":"message","phase":"final_answer","content":[]}"#;
+        let events = read(&[
+            CREATED,
+            &added(0, commentary),
+            &text(0, "Let me see."),
+            &added(1, CALL),
+            &added(2, last),
+            &text(2, "Four."),
+            &completed(""),
+        ]);
+        let messages = all!(events, AssistantMessage);
+        assert_eq!(
+            messages.iter().map(|message| (&*message.message_id, &*message.text)).collect::<Vec<_>>(),
+            [("resp_1", "Let me see."), ("msg_2", "Four.")]
+        );
+        assert_eq!((messages[0].tool_calls.len(), messages[1].tool_calls.len()), (1, 0));
+        assert_eq!(all!(events, ProviderEvent).iter().filter(|event| event.name == "phase").count(), 2);
+    }
+
+    #[test]
+    fn r11_a_content_index_may_begin_anywhere() {
+        let delta = text(0, "a").replace(r#""content_index":0"#, r#""content_index":1"#);
+        assert_eq!(message(&read(&[CREATED, &added(0, MESSAGE), &delta, &completed("")])).text, "a");
+    }
+
+    #[test]
+    fn r13_a_server_tool_is_a_call_and_its_result() {
+        let start = r#"{"id":"ws_1","type":"web_search_call","status":"in_progress"}"#;
+        let end = r#"{"id":"ws_1","type":"web_search_call","status":"completed","action":{"type":"search","query":"q"}}"#;
+        let searching = event("web_search_call.searching", r#""output_index":0,"item_id":"ws_1""#);
+        let events =
+            read(&[CREATED, &added(0, start), &searching, &done(0, end), &added(1, MESSAGE), &text(1, "a"), &completed("")]);
+        let call = call(&events);
+        assert_eq!((call.kind, &*call.name, &*call.call_id), (Kind::Server, "web_search", "ws_1"));
+        assert_eq!(arguments_of(call), Some(r#"{"type":"search","query":"q"}"#));
+        assert_eq!((&*all!(events, ToolResult)[0].call_id, all!(events, ToolResult)[0].is_error), ("ws_1", false));
+        assert!(message(&events).tool_calls.is_empty());
+        assert_eq!(message(&events).finish_reason, FinishReason::Stop);
+    }
+
+    #[test]
+    fn r13_an_mcp_call_that_failed() {
+        let item = r#"{"id":"mcp_1","type":"mcp_call","name":"ask","server_label":"wiki","arguments":"{\"q\":1}","output":null,"error":{"message":"no"},"status":"failed"}"#;
+        let events = read(&[CREATED, &done(0, item), &completed("")]);
+        assert_eq!((call(&events).kind, arguments_of(call(&events))), (Kind::Mcp, Some(r#"{"q":1}"#)));
+        assert!(all!(events, ToolResult)[0].is_error);
+    }
+
+    #[test]
+    fn r13_code_is_shown_while_it_is_written() {
+        let start = r#"{"id":"ci_1","type":"code_interpreter_call","status":"in_progress","code":"","outputs":null}"#;
+        let end = r#"{"id":"ci_1","type":"code_interpreter_call","status":"completed","code":"print(\"\u00e9\")","outputs":[{"type":"logs","logs":"é"}]}"#;
+        let code = |delta: &str| event("code_interpreter_call_code.delta", &format!(r#""output_index":0,"delta":{delta}"#));
+        let events =
+            read(&[CREATED, &added(0, start), &code(r#""print(""#), &code(r#""\"é\")""#), &done(0, end), &completed("")]);
+        assert_eq!(arguments_of(call(&events)), Some(r#"{"code":"print(\"é\")"}"#));
+        let deltas: String = all!(events, ToolCallDelta).iter().map(|delta| &*delta.text).collect();
+        assert_eq!(deltas, call(&events).arguments_raw);
+        assert_eq!(all!(events, ToolResult)[0].output.as_ref().unwrap().as_str(), r#"[{"type":"logs","logs":"é"}]"#);
+    }
+
+    #[test]
+    fn r13_a_shell_call_is_answered_by_its_own_item() {
+        let shell = r#"{"id":"sh_1","type":"shell_call","call_id":"call_1","status":"completed","action":{"commands":["ls"]}}"#;
+        let output =
+            r#"{"id":"sho_1","type":"shell_call_output","call_id":"call_1","status":"completed","output":[{"stdout":"a"}]}"#;
+        let events = read(&[CREATED, &done(0, shell), &done(1, output), &completed("")]);
+        assert_eq!((call(&events).kind, &*call(&events).name), (Kind::Command, "shell"));
+        assert_eq!(all!(events, ToolResult).len(), 1);
+        assert_eq!(all!(events, ToolResult)[0].output.as_ref().unwrap().as_str(), r#"[{"stdout":"a"}]"#);
+    }
+
+    #[test]
+    fn r13_a_shell_command_is_shown_while_it_is_written_and_what_it_prints_too() {
+        let shell = |action: &str| {
+            format!(r#"{{"id":"sh_1","type":"shell_call","call_id":"call_1","status":"completed","action":{action}}}"#)
+        };
+        let output =
+            |printed: &str| format!(r#"{{"id":"o_1","type":"shell_call_output","call_id":"call_1","output":[{printed}]}}"#);
+        let command =
+            |kind: &str, rest: &str| event(&format!("shell_call_command.{kind}"), &format!(r#""output_index":0,{rest}"#));
+        let printed = event("shell_call_output_content.delta", r#""output_index":1,"delta":{"stdout":"hi\n"}"#);
+        let events = read(&[
+            CREATED,
+            &added(0, &shell(r#"{"commands":[]}"#)),
+            &command("added", r#""command_index":0,"command":"""#),
+            &command("delta", r#""command_index":0,"delta":"echo \"hi\"""#),
+            &command("done", r#""command_index":0,"command":"echo \"hi\"""#),
+            &command("added", r#""command_index":1,"command":"""#),
+            &command("delta", r#""command_index":1,"delta":"ls""#),
+            &command("done", r#""command_index":1,"command":"ls""#),
+            &done(0, &shell(r#"{"commands":["echo \"hi\"","ls"],"timeout_ms":null}"#)),
+            &added(1, &output("")),
+            &printed,
+            &done(1, &output(r#"{"stdout":"hi\n"}"#)),
+            &completed(""),
+        ]);
+        assert_eq!(arguments_of(call(&events)), Some(r#"{"commands":["echo \"hi\"","ls"],"timeout_ms":null}"#));
+        let deltas: String = all!(events, ToolCallDelta).iter().map(|delta| &*delta.text).collect();
+        assert_eq!(deltas, call(&events).arguments_raw);
+        assert_eq!((&*all!(events, ToolOutputDelta)[0].call_id, &*all!(events, ToolOutputDelta)[0].text), ("call_1", "hi\n"));
+        assert_eq!(all!(events, ToolResult).len(), 1);
+    }
+
+    #[test]
+    fn r13_the_input_of_a_custom_tool_is_text() {
+        let start = r#"{"id":"ctc_1","type":"custom_tool_call","call_id":"call_1","name":"sql","input":""}"#;
+        let input = event("custom_tool_call_input.delta", r#""output_index":0,"delta":"SELECT \"a\"""#);
+        let end = start.replace(r#""input":"""#, r#""input":"SELECT \"a\"""#);
+        let events = read(&[CREATED, &added(0, start), &input, &done(0, &end), &completed("")]);
+        assert_eq!((arguments_of(call(&events)), &*call(&events).arguments_raw), (Some(r#""SELECT \"a\"""#), r#"SELECT "a""#));
+        assert_eq!(call(&events).arguments_error, None);
+    }
+
+    #[test]
+    fn r13_an_image_is_a_file() {
+        let item = r#"{"id":"ig_1","type":"image_generation_call","status":"completed","output_format":"webp","result":"aGk=","revised_prompt":"a cat"}"#;
+        let events = read(&[CREATED, &done(0, item), &completed("")]);
+        let file = all!(events, File)[0];
+        assert_eq!((&*file.media_type, file.data.as_deref()), ("image/webp", Some("aGk=")));
+        assert_eq!(arguments_of(call(&events)), Some(r#"{"revised_prompt":"a cat"}"#));
+        assert_eq!(all!(events, ToolResult)[0].output, None);
+    }
+
+    #[test]
+    fn a_refusal_streams_or_comes_whole() {
+        let piece = event("refusal.delta", r#""output_index":0,"delta":"No.""#);
+        let item = r#"{"id":"msg_1","type":"message","content":[{"type":"refusal","refusal":"No."}]}"#;
+        for frames in [vec![added(0, MESSAGE), piece, done(0, item)], vec![done(0, item)]] {
+            let frames = [vec![CREATED.to_owned()], frames, vec![completed(item)]].concat();
+            let events = read(&frames);
+            assert_eq!(
+                (message(&events).refusal.as_deref(), message(&events).finish_reason),
+                (Some("No."), FinishReason::Refusal)
+            );
+        }
+    }
+
+    #[test]
+    fn citations_come_once() {
+        let note = r#"{"type":"url_citation","url":"https://a.example","title":"A","start_index":1,"end_index":3}"#;
+        let item = format!(
+            r#"{{"id":"msg_1","type":"message","content":[{{"type":"output_text","text":"abcd","annotations":[{note}]}}]}}"#
+        );
+        let live = event("output_text.annotation.added", &format!(r#""output_index":0,"annotation":{note}"#));
+        for frames in [vec![added(0, MESSAGE), text(0, "abcd"), live], vec![]] {
+            let frames = [vec![CREATED.to_owned()], frames, vec![done(0, &item), completed(&item)]].concat();
+            let events = read(&frames);
+            let citations = all!(events, Citation);
+            assert_eq!(
+                (citations.len(), citations[0].url.as_deref(), citations[0].start),
+                (1, Some("https://a.example"), Some(1))
+            );
+        }
+    }
+
+    #[test]
+    fn a_whole_body_is_read_like_its_stream() {
+        let body = format!(
+            r#"{{"id":"resp_1","object":"response","status":"completed","model":"m-1","error":null,"output":[{},{}],"usage":{{"input_tokens":1,"output_tokens":2}}}}"#,
+            said("Hello"),
+            called("{}")
+        );
+        let events = read(&[body]);
+        assert_eq!(
+            (&*message(&events).text, message(&events).model.as_deref(), message(&events).streamed),
+            ("Hello", Some("m-1"), false)
+        );
+        assert_eq!((arguments_of(call(&events)), all!(events, Usage)[0].total_tokens), (Some("{}"), Some(3)));
+        assert!(all!(events, Error).is_empty());
+    }
+
+    #[test]
+    fn f8_done_is_an_end_and_truncation_is_none() {
+        let truncated = read(&[CREATED, &added(0, MESSAGE), &text(0, "a")]);
+        assert_eq!(&*all!(truncated, Error)[0].code, "stream_truncated");
+        assert_eq!(message(&truncated).text, "a");
+        assert!(all!(read(&[CREATED, &text(0, "a"), &completed(""), "[DONE]"]), Error).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_known_passes() {
+        let events = read(&[
+            CREATED,
+            &event("hologram.delta", r#""output_index":0,"delta":{"x":1}"#),
+            &done(0, r#"{"type":"compaction","id":"c"}"#),
+            &completed(""),
+        ]);
+        let names: Vec<_> = all!(events, ProviderEvent).iter().map(|event| &*event.name).collect();
+        assert_eq!(names, ["hologram.delta", "compaction"]);
     }
 }
