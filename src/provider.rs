@@ -40,6 +40,8 @@ struct Loose {
     normalizer: core::Normalizer,
     seq: u64,
     context: Arc<Context>,
+    /// Whether the error that ended the stream has been raised: `finish` then gives what came before it.
+    raised: bool,
 }
 
 impl Loose {
@@ -64,21 +66,30 @@ impl Normalizer {
     fn new(provider: &str, strict: bool) -> PyResult<Self> {
         let normalizer = core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
         let context = Arc::new(Context { turn: 1, ..Context::default() });
-        Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context }) })
+        Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context, raised: false }) })
     }
 
     /// Takes bytes, in any split; gives the events that they complete.
     fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Vec<Py<PyAny>>> {
+        let bytes = bytes_of(data)?;
         let mut inner = self.inner.lock();
-        inner.normalizer.feed(&bytes_of(data)?).map_err(|error| errors::protocol(&error))?;
+        let fed = inner.normalizer.feed(&bytes);
+        inner.raised |= fed.is_err();
+        fed.map_err(|error| errors::protocol(&error))?;
         inner.take(py)
     }
 
-    /// The bytes have ended: closes everything that is open. A second call gives nothing.
+    /// The bytes have ended: closes everything that is open. A second call gives nothing. An error is raised once, here
+    /// or by `feed`; the call after that gives the events that came before it.
     fn finish(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
         let mut inner = self.inner.lock();
-        inner.normalizer.finish().map_err(|error| errors::protocol(&error))?;
-        inner.take(py)
+        match inner.normalizer.finish() {
+            Err(error) if !inner.raised => {
+                inner.raised = true;
+                Err(errors::protocol(&error))
+            }
+            _ => inner.take(py),
+        }
     }
 
     /// The provider's name; "auto" until it is recognised.
