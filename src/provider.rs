@@ -10,7 +10,7 @@ use turnstream_core::provider::{self as core, Options};
 use turnstream_core::session::fold::{Fold, fold_bytes};
 use turnstream_core::session::{Session, now_ms};
 
-use crate::{errors, event};
+use crate::{convert, errors, event};
 
 fn options(strict: bool, id_prefix: String) -> Options {
     Options { strict, id_prefix, ..Options::default() }
@@ -148,6 +148,18 @@ impl TurnFeed {
         let provider = inner.0.provider();
         inner.1.provider = provider.into();
         Ok(inner.1.to_json())
+    }
+
+    /// No more bytes will come: says why in an `error` event of these fields, and closes what is open. Does nothing after
+    /// an error of `feed` that has said and closed all that.
+    fn stop(&self, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let object = convert::object_to_json(Some(error), None)?;
+        let (Payload::Error(error), _) = Payload::from_json("error", &object).map_err(|error| errors::payload(&error))? else {
+            return Ok(());
+        };
+        let mut inner = self.inner.lock();
+        inner.0.stop(*error);
+        self.append(&mut inner).map(|_| ())
     }
 
     /// Whether the producer should wait: a pacing reader lags by its window.

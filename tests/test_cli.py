@@ -86,7 +86,7 @@ def test_events_come_as_their_bytes_come() -> None:
     assert process.stdout is not None
     process.stdin.write(OPENAI_CHAT[0])
     process.stdin.flush()
-    seen = []
+    seen: list[dict[str, Any]] = []
     while not seen or seen[-1]["type"] != "text_delta":
         seen.append(json.loads(process.stdout.readline()))
     assert seen[-1]["text"] == "Hel"

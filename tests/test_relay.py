@@ -114,7 +114,7 @@ async def test_an_exception_of_the_users_own_source_passes_as_it_is(session: ts.
 
     with session.turn() as turn, pytest.raises(Mine):
         await turn.relay(source(), provider="openai-chat")
-    (error, *_) = of(await log(session), "error")
+    (error,) = of(await log(session), "error")
     assert (error["code"], error["message"]) == ("source_failed", "Mine: why")
 
 
@@ -124,6 +124,30 @@ async def test_strict_raises_and_keeps_what_came_before(session: ts.Session) -> 
     events = await log(session)
     assert [message["text"] for message in of(events, "assistant_message")] == ["Hel"]
     assert of(events, "error")[0]["code"] == "protocol_error"
+
+
+async def test_bytes_of_no_provider_are_said_so(session: ts.Session) -> None:
+    with session.turn() as turn, pytest.raises(ts.UnknownProvider):
+        await turn.relay(b"<html>502</html>")
+    (error,) = of(await log(session), "error")
+    assert error["code"] == "unknown_provider"
+
+
+async def test_a_call_that_is_cut_is_not_whole(session: ts.Session) -> None:
+    """No arguments mean none only where the provider was done."""
+
+    async def source() -> AsyncIterator[bytes]:
+        yield (
+            b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,'
+            b'"id":"c0","type":"function","function":{"name":"delete","arguments":""}}]}}]}\n\n'
+        )
+        raise OSError("gone")
+
+    with session.turn() as turn, pytest.raises(OSError, match="gone"):
+        await turn.relay(source(), provider="openai-chat")
+    (call,) = of(await log(session), "tool_call")
+    assert call["arguments"] is None
+    assert call["arguments_error"]
 
 
 def test_an_unknown_provider_takes_nothing(session: ts.Session) -> None:
