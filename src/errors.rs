@@ -57,7 +57,7 @@ pub fn frame(error: &FrameError) -> PyErr {
 
 pub fn protocol(error: &ProtocolError) -> PyErr {
     match error {
-        ProtocolError::UnknownProvider { .. } => raise("UnknownProvider", error),
+        ProtocolError::UnknownProvider { .. } | ProtocolError::Unrecognised { .. } => raise("UnknownProvider", error),
         ProtocolError::Frame { error: FrameError::LineTooLong { .. } | FrameError::EventTooLong { .. }, .. } => {
             raise("FrameTooLong", error)
         }

@@ -10,7 +10,7 @@ use turnstream_core::provider::{self as core, Options};
 use turnstream_core::session::fold::{Fold, fold_bytes};
 use turnstream_core::session::{Session, now_ms};
 
-use crate::{errors, event};
+use crate::{convert, errors, event};
 
 fn options(strict: bool, id_prefix: String) -> Options {
     Options { strict, id_prefix, ..Options::default() }
@@ -40,6 +40,8 @@ struct Loose {
     normalizer: core::Normalizer,
     seq: u64,
     context: Arc<Context>,
+    /// Whether the error that ended the stream has been raised: `finish` then gives what came before it.
+    raised: bool,
 }
 
 impl Loose {
@@ -65,21 +67,30 @@ impl Normalizer {
         let normalizer =
             core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
         let context = Arc::new(Context { turn: 1, ..Context::default() });
-        Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context }) })
+        Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context, raised: false }) })
     }
 
     /// Takes bytes, in any split; gives the events that they complete.
     fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Vec<Py<PyAny>>> {
+        let bytes = bytes_of(data)?;
         let mut inner = self.inner.lock();
-        inner.normalizer.feed(&bytes_of(data)?).map_err(|error| errors::protocol(&error))?;
+        let fed = inner.normalizer.feed(&bytes);
+        inner.raised |= fed.is_err();
+        fed.map_err(|error| errors::protocol(&error))?;
         inner.take(py)
     }
 
-    /// The bytes have ended: closes everything that is open. A second call gives nothing.
+    /// The bytes have ended: closes everything that is open. A second call gives nothing. An error is raised once, here
+    /// or by `feed`; the call after that gives the events that came before it.
     fn finish(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
         let mut inner = self.inner.lock();
-        inner.normalizer.finish().map_err(|error| errors::protocol(&error))?;
-        inner.take(py)
+        match inner.normalizer.finish() {
+            Err(error) if !inner.raised => {
+                inner.raised = true;
+                Err(errors::protocol(&error))
+            }
+            _ => inner.take(py),
+        }
     }
 
     /// The provider's name; "auto" until it is recognised.
@@ -138,6 +149,18 @@ impl TurnFeed {
         let provider = inner.0.provider();
         inner.1.provider = provider.into();
         Ok(inner.1.to_json())
+    }
+
+    /// No more bytes will come: says why in an `error` event of these fields, and closes what is open. Does nothing after
+    /// an error of `feed` that has said and closed all that.
+    fn stop(&self, error: &Bound<'_, PyAny>) -> PyResult<()> {
+        let object = convert::object_to_json(Some(error), None)?;
+        let (Payload::Error(error), _) = Payload::from_json("error", &object).map_err(|error| errors::payload(&error))? else {
+            return Ok(());
+        };
+        let mut inner = self.inner.lock();
+        inner.0.stop(*error);
+        self.append(&mut inner).map(|_| ())
     }
 
     /// Whether the producer should wait: a pacing reader lags by its window.

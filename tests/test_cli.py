@@ -86,7 +86,7 @@ def test_events_come_as_their_bytes_come() -> None:
     assert process.stdout is not None
     process.stdin.write(OPENAI_CHAT[0])
     process.stdin.flush()
-    seen = []
+    seen: list[dict[str, Any]] = []
     while not seen or seen[-1]["type"] != "text_delta":
         seen.append(json.loads(process.stdout.readline()))
     assert seen[-1]["text"] == "Hel"
@@ -95,12 +95,19 @@ def test_events_come_as_their_bytes_come() -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("command", ["fold", "events"])
-@pytest.mark.parametrize("data", [b"", b"\n", b"<html><body>502</body></html>", b"\x00\xff\xfe", b'"a string"'])
-def test_bytes_that_are_no_stream_are_one_line(command: str, data: bytes) -> None:
-    for provider in ("auto", "openai-chat", "anthropic"):
-        if data.strip() or provider == "auto":
-            one_line(turnstream(command, "--provider", provider, "-", stdin=data))
+@pytest.mark.parametrize(
+    ("provider", "data"),
+    [
+        ("auto", b""),
+        ("auto", b"\n"),
+        ("auto", b"<html><body>502</body></html>"),
+        ("openai-chat", b"\x00\xff\xfe"),
+        ("anthropic", b'"a string"'),
+    ],
+)
+def test_bytes_that_are_no_stream_are_one_line(provider: str, data: bytes) -> None:
+    for command in ("fold", "events"):
+        one_line(turnstream(command, "--provider", provider, "-", stdin=data))
 
 
 @pytest.mark.parametrize("command", ["fold", "events"])

@@ -117,7 +117,7 @@ async def test_what_came_is_given_before_the_sources_error(server: ScriptedServe
         await asyncio.to_thread(drain, url, plain)
     for events in (looped, plain):
         assert text(events) == "Hel"
-        assert kinds(events)[-1] == "round_end"
+        assert {"assistant_message", "round_end"} <= set(kinds(events))
         assert TRUNCATED in [event.code for event in events if isinstance(event, ts.Error)]
 
 

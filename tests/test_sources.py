@@ -487,7 +487,8 @@ def test_google_genai_streams(server: ScriptedServer, run: Run) -> None:
     assert texts(b"".join(iter_chunks(client.models.generate_content_stream(model="m", contents="hi")))) == sent
 
     async def looped() -> bytes:
-        return await gather(client.aio.models.generate_content_stream(model="m", contents="hi"))
+        async with client.aio as looped_client:
+            return await gather(looped_client.models.generate_content_stream(model="m", contents="hi"))
 
     assert texts(run(looped())) == sent
 

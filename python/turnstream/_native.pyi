@@ -572,6 +572,9 @@ class TurnFeed:
         """Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion."""
     def finish(self) -> str:
         """The bytes have ended: closes what is open. Returns the fold of this stream, as JSON text."""
+    def stop(self, error: Mapping[str, Any]) -> None:
+        """No more bytes will come: says why in an `error` event of these fields, and closes what is open. Does nothing
+        after an error of `feed` that has said and closed all that."""
     @property
     def should_wait(self) -> bool:
         """Whether a pacing reader lags by its window: `await turn.ready()` before feeding more."""

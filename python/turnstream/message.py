@@ -98,4 +98,4 @@ def _read(cls: Any, data: Mapping[str, Any]) -> Any:
 
 def _write(part: Any) -> dict[str, Any]:
     whole = {name: getattr(part, name) for name in part.__dataclass_fields__ if name != "extra"}
-    return whole | part.extra
+    return {**whole, **part.extra}

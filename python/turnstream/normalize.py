@@ -80,12 +80,12 @@ class Normalized:
                 async for part in parts:
                     if events := feed(part):
                         yield events
+            if events := self._normalizer.finish():
+                yield events
         except Exception:
             if events := self._closing():
                 yield events
             raise
-        if events := self._normalizer.finish():
-            yield events
 
     def _closing(self) -> list[Event]:
         try:
@@ -105,10 +105,10 @@ class Normalized:
             with closing(iter_chunks(self._source)) as parts:
                 for part in parts:
                     yield from feed(part)
+            yield from self._normalizer.finish()
         except Exception:
             yield from self._closing()
             raise
-        yield from self._normalizer.finish()
 
     async def aclose(self) -> None:
         """Ends the iteration and closes the source."""

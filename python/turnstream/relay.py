@@ -15,7 +15,7 @@ from __future__ import annotations
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
-from turnstream.errors import HTTPStatusError, TurnstreamError
+from turnstream.errors import SourceError, TurnstreamError
 from turnstream.message import Message
 from turnstream.sources import chunks
 
@@ -38,31 +38,25 @@ async def relay(turn: Turn, source: Any, provider: str = "auto", strict: bool = 
             async for part in parts:
                 feed.feed(part)
                 await turn.ready()
-    except BaseException as error:
-        if isinstance(error, Exception):
-            _log(turn, error)
-        _close(feed)
+        return Message.from_json(feed.finish())
+    except Exception as error:
+        with suppress(TurnstreamError):  # the turn may have ended
+            feed.stop(_fields(error))
         raise
-    return _message(feed.finish())
+    except BaseException:
+        with suppress(TurnstreamError):
+            feed.finish()
+        raise
 
 
-def _log(turn: Turn, error: Exception) -> None:
-    fields: dict[str, Any] = {
-        "code": error.code if isinstance(error, TurnstreamError) else "source_failed",
-        "message": str(error) if isinstance(error, TurnstreamError) else f"{type(error).__name__}: {error}",
+def _fields(error: Exception) -> dict[str, Any]:
+    """The `error` event that a failure is in the log."""
+    typed = isinstance(error, TurnstreamError)
+    return {
+        "code": error.code if isinstance(error, TurnstreamError) else SourceError.code,
+        "message": str(error) if typed else f"{type(error).__name__}: {error}",
         "retryable": bool(getattr(error, "retryable", False)),
         "fatal": True,  # to the model call; a later call that succeeds makes it good
+        # Not the body: it may quote a key, and a session has more readers than the caller.
+        "raw": {"status": error.status} if isinstance(error, SourceError) and error.status else None,
     }
-    if isinstance(error, HTTPStatusError):
-        fields["raw"] = {"status": error.status}  # not the body: it may quote a key, and readers are not the caller
-    with suppress(TurnstreamError):  # the turn may have ended; the exception itself still reaches the caller
-        turn.emit("error", fields)
-
-
-def _close(feed: Any) -> None:
-    with suppress(Exception):  # the error under way says more than its consequences would
-        feed.finish()
-
-
-def _message(fold: str | bytes | Message) -> Message:
-    return fold if isinstance(fold, Message) else Message.from_json(fold)

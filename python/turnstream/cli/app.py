@@ -85,15 +85,20 @@ def demo(  # noqa: PLR0917 — as above
         str | None, typer.Option(metavar="URL", help="Ask this model server; the key from the environment.")
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="M", help="The model to ask.")] = None,
-    provider: Provider = "auto",
+    provider: Annotated[str | None, typer.Option(metavar="P", help="The wire format, where it is not plain.")] = None,
     pace: Annotated[
-        float, typer.Option(min=0, metavar="X", help="Play at X times the natural pace; 0 is at once.")
-    ] = 1.0,
+        float | None, typer.Option(min=0, metavar="X", help="Play at X times the natural pace; 0 is at once.")
+    ] = None,
 ) -> None:
     """Serve the demo: a small agent at work, in a browser tab."""
     with _one_line_errors():
         runner = _need("turnstream.demo")
-        runner.run(host=host, port=port, replay=replay, base_url=base_url, model=model, provider=provider, pace=pace)
+        try:
+            runner.run(
+                host=host, port=port, replay=replay, base_url=base_url, model=model, provider=provider, pace=pace
+            )
+        except ValueError as error:  # options that do not go together
+            raise Complaint(str(error)) from None
 
 
 @app.command()

@@ -41,7 +41,7 @@ def run(url: str, *, after: str | None, follow: str, headers: dict[str, str], gi
     except KeyboardInterrupt:
         return 130
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Refused(f"{url}: {error or type(error).__name__}") from None
+        raise Refused(f"{url}: {str(error) or type(error).__name__}") from None
     return 0
 
 

@@ -6,7 +6,7 @@
 //! open has been closed; 3. nothing is put out before the provider is known.
 
 use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise};
-use crate::event::Payload;
+use crate::event::{self, Payload};
 use crate::frame::{Format, Frame, FrameError, FrameReader, Limits};
 
 /// How many frames, and how many bytes of them, wait for recognition before it is given up.
@@ -109,6 +109,16 @@ impl Normalizer {
             }
         }
         core.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// No more bytes will come, for this reason: says it as a fatal error, and closes what is open. A tool call that was
+    /// under way is cut, not whole. Does nothing after an error of [`Self::feed`] that has said and closed all that.
+    pub fn stop(&mut self, error: event::Error) {
+        let core = &mut self.core;
+        if core.failed.is_none() || core.machine.is_none() {
+            core.out.error(&error.code, &error.message, error.retryable, error.raw);
+            core.out.finish();
+        }
     }
 
     /// Takes the payloads since the last call.
