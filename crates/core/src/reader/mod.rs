@@ -158,6 +158,8 @@ pub struct Reader {
     pace: Option<Arc<Pace>>,
     ticket: u64,
     ended: bool,
+    /// Whether the session counts it: until it is closed, which may be long before the last of it is dropped.
+    counted: bool,
     page: Vec<Arc<Entry>>,
 }
 
@@ -221,6 +223,7 @@ impl Reader {
             pace,
             ticket: 0,
             ended: false,
+            counted: true,
             page: Vec::new(),
         })
     }
@@ -315,12 +318,15 @@ impl Reader {
         self.session.unpark(waker, &mut self.ticket);
     }
 
-    /// Ends the reader: every later poll says [`Poll::End`].
+    /// Ends the reader: every later poll says [`Poll::End`], and the session no longer counts it.
     pub fn close(&mut self) {
         self.ended = true;
         self.snapshot = None;
         if let Some(pace) = self.pace.take() {
             self.session.leave_pace(&pace);
+        }
+        if std::mem::take(&mut self.counted) {
+            self.session.count_reader(false);
         }
     }
 
@@ -333,6 +339,5 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.close();
-        self.session.count_reader(false);
     }
 }
