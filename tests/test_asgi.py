@@ -302,6 +302,7 @@ async def test_a_response_leaves_nothing_behind(hub: ts.Hub) -> None:
         await asyncio.wait([stream], timeout=1)
         assert stream.done(), how
         assert stream.cancelled() == (how == "cancel")
+        assert stream.cancelled() or stream.exception() is None
         assert asyncio.all_tasks() == alone, how
         await until(lambda: session.statistics()["readers"] == 0)
         del stream
@@ -423,6 +424,31 @@ async def test_shutdown_with_idle_and_busy_clients(
         assert (busy[-1].data["status"], busy[-1].data["reason"]) == ("cancelled", "shutdown")
     finally:
         await kill(server)
+
+
+async def test_shutdown_lets_agents_clean_up_once(hub: ts.Hub) -> None:
+    """Also one that has ended its turn and goes on."""
+    cleaned: list[Any] = []
+
+    async def agent(turn: ts.Turn) -> None:
+        if turn.input == "early":
+            turn.complete("done")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(turn.input)
+
+    application = app(hub, agent=agent)
+    async with application.lifespan():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            for which in ("early", "late"):
+                await http.post("/sessions", json={"input": which, "session_id": which})
+            await until(lambda: hub.find("early").result() is not None and hub.find("late").head > 0)
+    assert sorted(cleaned) == ["early", "late"]
+    ends = {which: hub.find(which).result() or {} for which in ("early", "late")}
+    assert (ends["early"]["status"], ends["late"]["status"]) == ("completed", "cancelled")
 
 
 async def test_a_cancelled_server_task_frees_its_readers(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:

@@ -93,9 +93,10 @@ class Runner:
         """Cancels all running turns and waits up to GRACE_S for their agents. What an agent does after that is lost."""
         running = dict(self._running)
         for task, turn in running.items():
-            if not turn.ended:
+            if turn.ended:
+                task.cancel(reason)
+            else:  # cancels the task too, and a second time would cut its cleaning up short
                 await turn.session.cancel(reason)
-            task.cancel(reason)
         if running:
             await asyncio.wait(running, timeout=GRACE_S)
 
