@@ -158,7 +158,7 @@ pub struct Reader {
     pace: Option<Arc<Pace>>,
     ticket: u64,
     ended: bool,
-    /// Whether the session counts this reader.
+    /// Whether the session counts it: until it is closed, which may be long before the last of it is dropped.
     counted: bool,
     page: Vec<Arc<Entry>>,
 }
@@ -327,6 +327,9 @@ impl Reader {
         }
         if let Some(pace) = self.pace.take() {
             self.session.leave_pace(&pace);
+        }
+        if std::mem::take(&mut self.counted) {
+            self.session.count_reader(false);
         }
     }
 

@@ -1,0 +1,163 @@
+"""The routes of `turnstream.asgi` as a FastAPI router: the same handlers, with OpenAPI and FastAPI's dependencies.
+
+Owns no behaviour. Needs `pip install turnstream[fastapi]`; nothing else in the package imports FastAPI.
+
+    app.include_router(turnstream.fastapi.router(hub, agent=agent))
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response, params
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from turnstream._native import Hub
+from turnstream.asgi import MAX_BODY_BYTES, ROUTES, Agent, Auth, Route, StreamQuery, app
+
+__all__ = ["Respond", "router"]
+
+
+class Respond(Response):
+    """Any ASGI application as a FastAPI or Starlette endpoint's response: `return Respond(EventStream(session))`."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        super().__init__()
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._application(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+
+def router(
+    hub: Hub,
+    agent: Agent | None = None,
+    *,
+    prefix: str = "",
+    auth: Auth | None = None,
+    dependencies: Sequence[params.Depends] | None = None,
+    listing: bool = False,
+    heartbeat_s: float = 10.0,
+    retry_ms: int | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> APIRouter:
+    """An APIRouter with the routes of `turnstream.asgi.app`, whose arguments it takes.
+
+    `dependencies` are FastAPI's, run before each route. The router's lifespan, which including it merges into the
+    application's, cancels the running turns and ends the streams at shutdown.
+    """
+    service = app(
+        hub,
+        agent,
+        auth=auth,
+        listing=listing,
+        heartbeat_s=heartbeat_s,
+        retry_ms=retry_ms,
+        max_body_bytes=max_body_bytes,
+    )
+    api = APIRouter(prefix=prefix, dependencies=dependencies, lifespan=service.lifespan)
+    for route in filter(service.has, ROUTES):
+        endpoint = _endpoint(partial(service.respond, route))
+        api.add_api_route(
+            route.path,
+            endpoint,
+            methods=[route.method],
+            name=route.handler,
+            summary=route.summary,
+            status_code=_SUCCESS.get(route.handler, 200),
+            response_class=Response,
+            responses=_responses(route),
+            openapi_extra=_openapi(route),
+            tags=["sessions"],
+        )
+        if route.method == "GET":
+            api.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
+    return api
+
+
+def _endpoint(application: ASGIApp) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return Respond(application)
+
+    return endpoint
+
+
+# --- OpenAPI --------------------------------------------------------------------------------------------------------
+
+_SUCCESS = {"create": 201, "start_turn": 202, "cancel": 202, "delete": 204}
+_ANY: dict[str, Any] = {"description": "any JSON, handed to the agent untouched"}
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 256}
+_BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "create": ({"input": _ANY, "metadata": _ANY, "session_id": _TEXT, "client_id": _TEXT}, []),
+    "start_turn": ({"input": _ANY, "metadata": _ANY, "client_id": _TEXT}, ["input"]),
+    "cancel": ({"reason": _TEXT}, []),
+}
+_ERRORS = {
+    400: "malformed JSON, query or cursor",
+    401: "the auth hook knows nobody",
+    403: "the auth hook refuses",
+    404: "unknown session",
+    409: "conflict with the session's state",
+    410: "the cursor was trimmed, and on_trim=fail",
+    413: "the body is too long",
+    422: "a field is not what it should be",
+}
+_ERRORS_OF = {
+    "create": (400, 409, 413, 422),
+    "start_turn": (400, 404, 409, 413, 422),
+    "events": (400, 404, 410),
+    "cancel": (400, 404, 409, 413, 422),
+    "list_sessions": (),
+}
+_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        }
+    },
+}
+_QUERY: dict[str, dict[str, Any]] = {
+    "after": {"type": "string", "description": "go on after this cursor; of it and Last-Event-ID the later counts"},
+    "follow": {"enum": ["turn", "session", "none"], "description": "end with the turn, the session, or what is there"},
+    "format": {"enum": ["sse", "ndjson"]},
+    "deltas": {"enum": ["merged", "exact"], "description": "merged: neighbours that are ready together come as one"},
+    "on_trim": {"enum": ["snapshot", "fail"], "description": "fail: 410 when events after the cursor are gone"},
+    "limit": {"type": "integer", "minimum": 1, "description": "end after so many events"},
+}
+
+
+def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
+    codes = (401, 403, *_ERRORS_OF.get(route.handler, (404,)))
+    content = {"application/json": {"schema": _ERROR_SCHEMA}}
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        found[code] = {"description": _ERRORS[code], "content": content}
+    if route.handler == "events":
+        found[200] = {"description": "the stream", "content": {"text/event-stream": {}, "application/x-ndjson": {}}}
+        found[204] = {"description": "nothing can follow the cursor"}
+    if route.handler == "result":
+        found[202] = {"description": "no turn has ended yet"}
+    return found
+
+
+def _openapi(route: Route) -> dict[str, Any]:
+    found: dict[str, Any] = {"parameters": []}
+    if "{session_id}" in route.path:
+        found["parameters"].append({"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}})
+    if route.handler == "events":
+        defaults = StreamQuery._field_defaults
+        for name, schema in _QUERY.items():
+            default = {} if defaults[name] is None else {"default": defaults[name]}
+            found["parameters"].append({"name": name, "in": "query", "schema": schema | default})
+        found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
+    if route.handler in _BODIES:
+        properties, required = _BODIES[route.handler]
+        schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})
+        found["requestBody"] = {"required": bool(required), "content": {"application/json": {"schema": schema}}}
+    return found

@@ -1,0 +1,104 @@
+"""What the HTTP tests share: frames read from a response, gates between a test and an agent, bounded waiting."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import httpx
+
+import turnstream as ts
+
+PATIENCE_S = 10.0
+
+
+class Seen(NamedTuple):
+    """One server-sent event as a client sees it; a comment has the event name ":"."""
+
+    event: str
+    data: dict[str, Any]
+    id: str | None
+
+
+def parse(body: bytes) -> list[Seen]:
+    """The frames of a whole SSE body, strictly: LF only, and no field but ours."""
+    assert b"\r" not in body
+    seen: list[Seen] = []
+    name, data, cursor = "", "", None
+    for line in body.decode().split("\n"):
+        if line.startswith(":"):
+            seen.append(Seen(":", {"comment": line}, None))
+        elif line:
+            field, _, value = line.partition(": ")
+            assert field in ("event", "data", "id", "retry"), line
+            name, data, cursor = (
+                value if field == "event" else name,
+                value if field == "data" else data,
+                value if field == "id" else cursor,
+            )
+        elif name:
+            seen.append(Seen(name, json.loads(data), cursor))
+            name, data, cursor = "", "", None
+    assert not name, "the last frame is cut"
+    return seen
+
+
+async def frames(response: httpx.Response) -> AsyncIterator[Seen]:
+    """The frames of a response as they come."""
+    buffer = b""
+    async for piece in response.aiter_raw():
+        buffer += piece
+        *whole, buffer = buffer.split(b"\n\n")
+        for frame in whole:
+            for seen in parse(frame + b"\n\n"):
+                yield seen
+
+
+def seqs(seen: list[Seen]) -> list[int]:
+    return [frame.data["seq"] for frame in seen if frame.id is not None]
+
+
+def text(seen: list[Seen]) -> str:
+    return "".join(frame.data["text"] for frame in seen if frame.event == "text_delta")
+
+
+class Gate:
+    """Opened by a test, passed by an agent, on whatever loops."""
+
+    def __init__(self) -> None:
+        self._open: Future[None] = Future()
+
+    def open(self) -> None:
+        self._open.set_result(None)
+
+    async def passed(self) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.shield(asyncio.wrap_future(self._open))
+
+    def wait(self) -> None:
+        self._open.result(PATIENCE_S)
+
+
+async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    """Waits for what has no event to wait for: another thread's count."""
+    async with asyncio.timeout(patience_s):
+        while not condition():  # noqa: ASYNC110, the counts of another thread ring no bell
+            await asyncio.sleep(0.005)
+
+
+def speak(turn: ts.Turn, words: list[str]) -> None:
+    """One streamed message."""
+    for word in words:
+        turn.emit("text_delta", {"message_id": "m1", "text": word})
+
+
+WORDS = [f"w{i} " for i in range(50)]
+
+
+def finished(hub: ts.Hub, session_id: str = "s", words: list[str] = WORDS) -> ts.Session:
+    """A session with one finished turn that nobody has read."""
+    session = hub.session(session_id)
+    with session.turn("say it") as turn:
+        speak(turn, words)
+    return session
