@@ -1,5 +1,6 @@
 //! What one chat-completions text chunk costs: a bare typed `serde_json` parse of the same bytes against the way through
 //! frame reader, state machine and assembler to payloads. Run: `cargo run -p turnstream-core --profile fast --example chunk_cost`.
+//! With `parse` or `normalise` it does only that, for a tool that counts instructions.
 
 use std::borrow::Cow;
 use std::hint::black_box;
@@ -75,6 +76,11 @@ fn main() {
             normalizer.drain().for_each(|payload| drop(black_box(payload)));
         }
     };
+    match std::env::args().nth(1).as_deref() {
+        Some("parse") => return parse(),
+        Some("normalise") => return normalise(16 << 10),
+        _ => {}
+    }
     println!("chunks of {} bytes", payloads[0].len());
     for size in [64, 1024, 16 << 10, 64 << 10] {
         // Turn by turn, and the best of many: what else the machine does only adds.

@@ -61,8 +61,8 @@ const JUDGED_DIFFERENTLY: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// The most bytes of a stream that is cut at every byte; a longer one is cut at every byte of its ends and some 256 others.
-const CUT_EVERYWHERE: usize = 6 << 10;
+/// The most bytes of a stream that is cut at every byte; a longer one is cut at every byte of its ends and some 128 others.
+const CUT_EVERYWHERE: usize = 2 << 10;
 
 struct Case {
     name: String,
@@ -315,8 +315,8 @@ fn a_cut_anywhere_is_closed_and_makes_no_replacement_characters() {
         let clean = !String::from_utf8_lossy(&case.bytes).contains('\u{fffd}')
             && !case.bytes.windows(6).any(|window| window.eq_ignore_ascii_case(b"\\ufffd"));
         let (length, mut faults) = (case.bytes.len(), Vec::new());
-        let step = if length <= CUT_EVERYWHERE { 1 } else { length / 256 };
-        for cut in (1..length).filter(|cut| cut % step == 0 || *cut < 256 || length - cut < 256) {
+        let step = if length <= CUT_EVERYWHERE { 1 } else { length / 128 };
+        for cut in (1..length).filter(|cut| cut % step == 0 || *cut < 96 || length - cut < 96) {
             let mut normalizer = Normalizer::new(case.provider, Options::default()).expect("a known provider");
             let _ = normalizer.feed(&case.bytes[..cut]).and_then(|()| normalizer.finish());
             let payloads: Vec<Payload> = normalizer.drain().collect();

@@ -504,8 +504,26 @@ fn a_whole_body_folds_as_its_stream() {
         end("tool_calls"),
         json!({"id": "m1", "choices": [], "usage": usage}),
     ]);
-    assert_eq!(events(body.to_string()), events(&stream));
-    assert_eq!(events(serde_json::to_string_pretty(&body).unwrap()), events(&stream));
+    let mut wanted = events(&stream);
+    for payload in &mut wanted {
+        if let Payload::AssistantMessage(whole) = payload {
+            whole.streamed = false;
+        }
+    }
+    assert_eq!(events(body.to_string()), wanted);
+    assert_eq!(events(serde_json::to_string_pretty(&body).unwrap()), wanted);
+}
+
+#[test]
+fn layouts_that_servers_get_wrong_or_choose() {
+    let chunks = [chunk(&json!({"content": "a"})), chunk(&json!({"content": "b"})), end("stop")];
+    let right = events(sse(&chunks));
+    let lines: Vec<String> = chunks.iter().map(ToString::to_string).collect();
+    let single_breaks = format!("data: {}\ndata: [DONE]\n", lines.join("\ndata: "));
+    assert_eq!(events(single_breaks), right, "one line break between events");
+    assert_eq!(events(lines.join("\n")), right, "one JSON value a line");
+    assert_eq!(events(format!("[{}]", lines.join(",\n"))), right, "an array of chunks");
+    assert_eq!(events(format!("{}\r\n\r\n", sse(&chunks).replace("data: ", "data:").replace('\n', "\r\n"))), right);
 }
 
 #[test]

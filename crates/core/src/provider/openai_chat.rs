@@ -244,30 +244,16 @@ impl OpenAiChat {
 
 impl Provider for OpenAiChat {
     fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        let data = frame.data.trim_ascii();
-        if data.is_empty() {
-            return Ok(());
-        }
-        if data == b"[DONE]" {
-            self.say_metadata(out);
-            *self = Self { next_call: self.next_call, last_id: std::mem::take(&mut self.last_id), ..Self::default() };
-            out.mark_ended();
-            out.round_end();
-            return Ok(());
-        }
         // The check first: the lossy walk costs many times more.
-        let text = std::str::from_utf8(data).map_or_else(|_| String::from_utf8_lossy(data), Cow::Borrowed);
-        if frame.event == "error" && data[0] != b'{' {
-            let raw = RawValue::from_string(text.clone().into_owned())
-                .or_else(|_| RawValue::from_string(Json::string(&text).as_str().to_owned()))?;
-            fault::report(&raw, "error", out);
-            return Ok(());
+        let text = std::str::from_utf8(frame.data).map_or_else(|_| String::from_utf8_lossy(frame.data), Cow::Borrowed);
+        let text = text.trim_ascii();
+        match self.data(frame.event, text, out) {
+            // Servers that end their events with one line break instead of two: several chunks in one event.
+            Err(_) if text.lines().nth(1).is_some_and(|second| second.starts_with(['{', '['])) => {
+                text.lines().try_for_each(|line| self.data(frame.event, line.trim_ascii(), out))
+            }
+            done => done,
         }
-        let chunk: Chunk<'_> = serde_json::from_str(&text)?;
-        if !chunk.here {
-            return Err(Malformed("expected an object".to_owned()));
-        }
-        self.chunk(chunk, frame.event, &text, out)
     }
 
     fn finish(&mut self, out: &mut Assembler) {
@@ -276,6 +262,29 @@ impl Provider for OpenAiChat {
 }
 
 impl OpenAiChat {
+    fn data(&mut self, event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if text == "[DONE]" {
+            self.say_metadata(out);
+            *self = Self { next_call: self.next_call, last_id: std::mem::take(&mut self.last_id), ..Self::default() };
+            out.mark_ended();
+            out.round_end();
+            return Ok(());
+        }
+        if event == "error" && !text.starts_with('{') {
+            let quoted = || RawValue::from_string(Json::string(text).as_str().to_owned());
+            fault::report(&*RawValue::from_string(text.to_owned()).or_else(|_| quoted())?, "error", out);
+            return Ok(());
+        }
+        let chunk: Chunk<'_> = serde_json::from_str(text)?;
+        if !chunk.here {
+            return Err(Malformed("expected an object".to_owned()));
+        }
+        self.chunk(chunk, event, text, out)
+    }
+
     fn chunk(&mut self, chunk: Chunk<'_>, event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
         out.model(chunk.model.as_str());
         let mut known = chunk.choices.here || chunk.usage.is_some();
@@ -385,10 +394,7 @@ impl OpenAiChat {
         }
         match content {
             Content::Absent => {}
-            Content::Text(text) if whole => {
-                let missing = text.strip_prefix(out.text_so_far(index)).unwrap_or(&text).to_owned();
-                out.text(index, &missing);
-            }
+            Content::Text(text) if whole && text.starts_with(out.text_so_far(index)) => out.text_whole(index, &text),
             Content::Text(text) => out.text(index, &text),
             Content::Parts(parts) => {
                 for part in parts {
@@ -583,7 +589,12 @@ fn begins_another(open: &Slot, id: &str, name: &str, arguments: &str) -> bool {
     }
     let other_id = !id.is_empty() && !open.id.is_empty() && *open.id != *id;
     let other_name = *open.name != *name;
-    if arguments.is_empty() { other_id && other_name } else { (other_id || other_name) && arguments.trim_end().ends_with('}') }
+    if arguments.is_empty() {
+        return other_id && other_name;
+    }
+    // Only the end is looked at, so that a thousand such pieces cost a thousand looks.
+    let end = arguments.as_bytes().iter().rev().take(64).find(|byte| !byte.is_ascii_whitespace());
+    (other_id || other_name) && end == Some(&b'}')
 }
 
 /// A chunk that has nothing of one: an error in another form, or a kind of its own.
