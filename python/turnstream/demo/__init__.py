@@ -1,0 +1,112 @@
+"""The demo: one page that shows a run, and an agent that gives it something to show.
+
+Owns the page's delivery and the choice of the agent. What it serves beside the page is `turnstream.asgi.app`, as any
+program would; the page asks for nothing but that, from nowhere but here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from turnstream import Hub, Normalizer, asgi
+
+from .agent import Agent, live_agent, recorded_agent, replay_agent
+
+__all__ = ["create_app", "live_agent", "recorded_agent", "replay_agent", "run", "serve"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#17978b" stroke-width="2.4" stroke-linecap="round">'
+    '<path d="M2.5 7.5c4.6-4.4 7.4 4.2 12 0 2.4-2.2 4.600-2 7-.4"/><path d="M2.5 13c4.600-4.400 7.400 4.200 12 0 1.8-1.7 3.4-2 5-1.5" '
+    'opacity=".62"/><path d="M2.5 18.5c4.6-4.4 7.4 4.2 12 0" opacity=".32"/></svg>'
+)
+
+
+def create_app(agent: Agent | None = None, *, hub: Hub | None = None, pace: float | None = None) -> App:
+    """The page at `/`, the sessions' routes beside it. Without `agent`, the recorded one at `pace` (1 is natural)."""
+    hub = hub or Hub()
+    delivery = asgi.app(hub, agent=agent or recorded_agent(_pace(pace)))
+    page = (files(__package__) / "page.html").read_bytes()
+    documents = {
+        "/": (page, b"text/html; charset=utf-8"),
+        "/favicon.svg": (ICON.encode(), b"image/svg+xml"),
+        "/favicon.ico": (ICON.encode(), b"image/svg+xml"),
+    }
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else None
+        if path not in documents or scope["method"] not in ("GET", "HEAD"):
+            await delivery(scope, receive, send)
+            return
+        body, kind = documents[path]
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(body)).encode()),
+            (b"content-security-policy", POLICY.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body if scope["method"] == "GET" else b""})
+
+    return app
+
+
+def run(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replay: str | os.PathLike[str] | None = None,
+    base_url: str | None = None,
+    model: str | None = None,
+    provider: str | None = None,
+    pace: float | None = None,
+) -> None:
+    """What `turnstream demo` does: chooses the agent by what is given, and serves until interrupted.
+
+    `replay`: a recorded stream, of `provider` or of any. `base_url` and `model`: a live server that speaks `provider`
+    (openai-chat or anthropic). Neither: the recorded agent. ValueError where they do not go together or the recording
+    is of no known format, OSError where it cannot be read.
+    """
+    if replay is not None and base_url is not None:
+        raise ValueError("a demo replays a recording or talks to a server, not both")
+    if base_url is not None:
+        if not model:
+            raise ValueError("a live server needs a model's name")
+        serve(host, port, live_agent(base_url, model, provider or "openai-chat"))
+    elif replay is not None:
+        data = Path(replay).read_bytes()
+        check = Normalizer(provider or "auto")
+        check.feed(data)
+        check.finish()
+        serve(host, port, replay_agent(data, _pace(pace), provider or "auto"))
+    else:
+        serve(host, port, recorded_agent(_pace(pace)))
+
+
+def serve(host: str = "127.0.0.1", port: int = 8000, agent: Agent | None = None, *, pace: float | None = None) -> None:
+    """Serves the demo with uvicorn until interrupted, and says where. Port 0 takes a free one."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[Any] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                at = self.servers[0].sockets[0].getsockname()
+                print(f"turnstream demo on http://{f'[{at[0]}]' if ':' in at[0] else at[0]}:{at[1]}/", flush=True)
+
+    # An open event stream would hold the shutdown for ever; two seconds let a running answer's frames go out.
+    config = uvicorn.Config(create_app(agent, pace=pace), host, port, log_level="warning", timeout_graceful_shutdown=2)
+    Server(config).run()
+
+
+def _pace(pace: float | None) -> float:
+    return float(os.environ.get("TURNSTREAM_DEMO_PACE", "1")) if pace is None else pace
