@@ -12,16 +12,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from turnstream import Hub, Normalizer, asgi
+from turnstream import Hub, Normalizer, TurnstreamError, asgi
 
-from .agent import Agent, live_agent, recorded_agent, replay_agent
+from .agent import LIVE, Agent, live_agent, recorded_agent, replay_agent
 
-__all__ = ["create_app", "live_agent", "recorded_agent", "replay_agent", "run", "serve"]
+__all__ = ["DemoError", "create_app", "live_agent", "recorded_agent", "replay_agent", "run", "serve"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class DemoError(TurnstreamError, ValueError):
+    """What was asked of the demo does not go together; the text says what."""
+
+    code = "demo_options"
+
 
 POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
 ICON = (
@@ -33,8 +40,8 @@ ICON = (
 
 def create_app(agent: Agent | None = None, *, hub: Hub | None = None, pace: float | None = None) -> App:
     """The page at `/`, the sessions' routes beside it. Without `agent`, the recorded one at `pace` (1 is natural)."""
-    hub = hub or Hub()
-    delivery = asgi.app(hub, agent=agent or recorded_agent(_pace(pace)))
+    # The list of sessions opens all of them to whoever asks: right for a demo on one's own machine.
+    delivery = asgi.app(hub or Hub(), agent=agent or recorded_agent(_pace(pace)), listing=True, retry_ms=500)
     page = (files(__package__) / "page.html").read_bytes()
     documents = {
         "/": (page, b"text/html; charset=utf-8"),
@@ -73,21 +80,26 @@ def run(
     """What `turnstream demo` does: chooses the agent by what is given, and serves until interrupted.
 
     `replay`: a recorded stream, of `provider` or of any. `base_url` and `model`: a live server that speaks `provider`
-    (openai-chat or anthropic). Neither: the recorded agent. ValueError where they do not go together or the recording
-    is of no known format, OSError where it cannot be read.
+    (openai-chat or anthropic). Neither: the recorded agent. DemoError where they do not go together, OSError where the
+    recording cannot be read, TurnstreamError where it is of no known format.
     """
+    provider = provider or "auto"
     if replay is not None and base_url is not None:
-        raise ValueError("a demo replays a recording or talks to a server, not both")
+        raise DemoError("a demo replays a recording or talks to a server, not both")
     if base_url is not None:
         if not model:
-            raise ValueError("a live server needs a model's name")
-        serve(host, port, live_agent(base_url, model, provider or "openai-chat"))
+            raise DemoError("a live server needs a model's name")
+        if provider == "auto":
+            provider = "anthropic" if "anthropic" in base_url else "openai-chat"
+        if provider not in LIVE:
+            raise DemoError(f"the demo speaks {' and '.join(LIVE)} to live servers, not {provider}")
+        serve(host, port, live_agent(base_url, model, provider))
     elif replay is not None:
         data = Path(replay).read_bytes()
-        check = Normalizer(provider or "auto")
+        check = Normalizer(provider)
         check.feed(data)
         check.finish()
-        serve(host, port, replay_agent(data, _pace(pace), provider or "auto"))
+        serve(host, port, replay_agent(data, _pace(pace), provider))
     else:
         serve(host, port, recorded_agent(_pace(pace)))
 

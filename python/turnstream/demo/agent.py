@@ -20,6 +20,9 @@ from .tools import TOOLS, check_case
 
 Agent = Callable[[Turn], Awaitable[None]]
 
+LIVE = ("openai-chat", "anthropic")
+"""What is spoken to live servers."""
+
 
 # --- the recorded agent ----------------------------------------------------------------------------------------------
 
@@ -143,19 +146,19 @@ def live_agent(base_url: str, model: str, provider: str = "openai-chat", *, max_
     """
     import httpx
 
+    if provider not in LIVE:
+        raise ValueError(f"provider is one of {', '.join(LIVE)}, not {provider!r}")
     base = base_url.rstrip("/")
     if provider == "anthropic":
         key = os.environ.get("ANTHROPIC_API_KEY")
         url = f"{base}/messages" if base.endswith("/v1") else f"{base}/v1/messages"
         headers = {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
         options: dict[str, Any] = {"max_tokens": max_tokens}
-    elif provider == "openai-chat":
+    else:
         key = os.environ.get("OPENAI_API_KEY")
         url = f"{base}/chat/completions"
         headers = {"authorization": f"Bearer {key}"} if key else {}
         options = {"stream_options": {"include_usage": True}}
-    else:
-        raise ValueError(f"the demo speaks openai-chat and anthropic to live servers, not {provider!r}")
 
     async def agent(turn: Turn) -> None:
         body = {"model": model, "stream": True, "messages": conversation(turn), **options}
