@@ -43,6 +43,7 @@ PROMPT = "How long does “静かな朝” take? <b>&amp; \"quotes\"</b> ☕️"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
         browser.close()
@@ -105,7 +106,7 @@ def ask(page: Page, prompt: str = PROMPT) -> str:
     """Sends a prompt; the session's id."""
     page.fill("#prompt", prompt)
     page.keyboard.press("Enter")
-    page.wait_for_function("location.hash.length > 1")
+    page.wait_for_url(re.compile("#."))
     return str(page.evaluate("decodeURIComponent(location.hash.slice(1))"))
 
 

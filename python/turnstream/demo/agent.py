@@ -179,8 +179,8 @@ def live_agent(base_url: str, model: str, provider: str = "openai-chat", *, max_
 def conversation(turn: Turn) -> list[dict[str, str]]:
     """The session so far as a request's messages, this turn's input last. Empty answers are left out."""
     earlier = [
-        {"role": said["role"], "content": said["text"]}
+        {"role": said["role"], "content": text}
         for said in turn.session.messages()
-        if said["turn"] < turn.number and said["role"] in ("user", "assistant") and said["text"]
+        if said["turn"] < turn.number and (text := prompt_of(said["input"]) if said["role"] == "user" else said["text"])
     ]
     return [*earlier, {"role": "user", "content": prompt_of(turn.input)}]
