@@ -1,4 +1,4 @@
-"""The demo's agents: the recordings are valid whatever is filled in, the tools run, a replay and a live server answer."""
+"""The demo's agents: recordings are valid whatever is filled in, tools run, replays and live servers answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def spoken(prompt: str) -> str:
     return " ".join(prompt.split()).encode("utf-8", "replace").decode() or "(nothing)"
 
 
-async def play(agent: Callable[[ts.Turn], Awaitable[None]], prompt: Any, session: ts.Session | None = None) -> list[ts.Event]:
+async def play(
+    agent: Callable[[ts.Turn], Awaitable[None]], prompt: Any, session: ts.Session | None = None
+) -> list[ts.Event]:
     """The events of one turn."""
     session = session or ts.Hub().session()
     async with session.turn(input=prompt) as turn:
@@ -45,7 +47,7 @@ async def play(agent: Callable[[ts.Turn], Awaitable[None]], prompt: Any, session
     return [event async for event in session.read(follow="none") if event.turn == turn.number]
 
 
-# --- recordings --------------------------------------------------------------------------------------------------------
+# --- recordings -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -56,7 +58,8 @@ def test_a_filled_recording_is_valid_and_whole(name: str, prompt: str) -> None:
     assert message.error is None
     assert not message.warnings
     assert message.text
-    assert message.usage is not None and message.usage["output_tokens"] > 0
+    assert message.usage is not None
+    assert message.usage["output_tokens"] > 0
     for call in message.tool_calls:
         assert call.arguments_error is None
         if "text" in call.arguments:
@@ -99,7 +102,8 @@ def test_sse_is_cut_by_event() -> None:
 def test_the_code_that_is_shown_is_the_code_that_runs() -> None:
     text = ts.fold(recorded("code", "x", "r"), provider="openai-chat").text
     shown = re.search(r"```python\n(.*?)\n```", text, re.DOTALL)
-    assert shown and shown[1] == inspect.getsource(tools.reading_time).rstrip()
+    assert shown
+    assert shown[1] == inspect.getsource(tools.reading_time).rstrip()
 
 
 def test_tools() -> None:
@@ -110,11 +114,11 @@ def test_tools() -> None:
     assert tools.check_case("x", 9.0).startswith("FAIL")
 
 
-# --- the recorded agent --------------------------------------------------------------------------------------------------
+# --- the recorded agent -----------------------------------------------------------------------------------------------
 
 
 async def test_the_recorded_agent_plans_codes_and_reviews() -> None:
-    prompt = "Measure 静かな朝 \"quoted\" 👩‍🚀"
+    prompt = 'Measure 静かな朝 "quoted" 👩‍🚀'
     events = await play(demo.recorded_agent(pace=0), prompt)
     of = lambda kind: [event.to_dict() for event in events if event.type == kind]  # noqa: E731
 
@@ -128,18 +132,22 @@ async def test_the_recorded_agent_plans_codes_and_reviews() -> None:
 
     results = {result["call_id"]: result for result in of("tool_result")}
     calls = {call["call_id"]: call for call in of("tool_call")}
-    assert set(results) == set(calls) and len(calls) == 3
+    assert set(results) == set(calls)
+    assert len(calls) == 3
     by_name = {calls[call_id]["name"]: result for call_id, result in results.items()}
     assert not any(result["is_error"] for result in results.values())
     assert by_name["measure_text"]["output"] == tools.measure_text(prompt, {"words": 230, "cjk": 480})
     assert by_name["reading_time"]["output"] == tools.reading_time(prompt)
-    assert by_name["check_cases"]["output"].count("pass") == 5 and "FAIL" not in by_name["check_cases"]["output"]
+    assert by_name["check_cases"]["output"].count("pass") == 5
+    assert "FAIL" not in by_name["check_cases"]["output"]
     assert "".join(delta["text"] for delta in of("tool_output_delta")).strip() == by_name["check_cases"]["output"]
 
     (end,) = of("completion")
-    assert end["status"] == "completed" and "Ready to merge" in end["text"]
+    assert end["status"] == "completed"
+    assert "Ready to merge" in end["text"]
     assert end["usage"]["output_tokens"] == sum(usage["output_tokens"] for usage in of("usage"))
-    assert not of("warning") and not of("error")
+    assert not of("warning")
+    assert not of("error")
 
 
 async def test_a_session_takes_a_second_turn() -> None:
@@ -167,7 +175,7 @@ def test_any_json_is_a_prompt(value: Any, text: str) -> None:
     assert prompt_of(value) == text
 
 
-# --- replay ----------------------------------------------------------------------------------------------------------------
+# --- replay -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -186,7 +194,7 @@ def test_run_refuses_what_does_not_go_together(tmp_path: Path) -> None:
         demo.run(base_url="http://127.0.0.1:1")
     with pytest.raises(ValueError, match="gemini"):
         demo.run(base_url="http://127.0.0.1:1", model="m", provider="gemini")
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         demo.run(replay=tmp_path / "absent.sse")
     nothing = tmp_path / "nothing.bin"
     nothing.write_bytes(b"\x00\x01 this is no stream")
@@ -194,7 +202,7 @@ def test_run_refuses_what_does_not_go_together(tmp_path: Path) -> None:
         demo.run(replay=nothing)
 
 
-# --- live --------------------------------------------------------------------------------------------------------------------
+# --- live -------------------------------------------------------------------------------------------------------------
 
 
 class Scripted:
@@ -241,8 +249,11 @@ async def test_live_openai_chat(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(e.to_dict()["text"] for e in events if e.type == "text_delta") == said
     assert events[-1].to_dict()["status"] == "completed"
     path, headers, body = server.requests[0]
-    assert path == "/v1/chat/completions" and headers["authorization"] == "Bearer sk-test"
-    assert body["model"] == "tiny" and body["stream"] is True and body["stream_options"] == {"include_usage": True}
+    assert path == "/v1/chat/completions"
+    assert headers["authorization"] == "Bearer sk-test"
+    assert body["model"] == "tiny"
+    assert body["stream"] is True
+    assert body["stream_options"] == {"include_usage": True}
     assert body["messages"] == [{"role": "user", "content": "first"}]
     assert server.requests[1][2]["messages"] == [
         {"role": "user", "content": "first"},
@@ -258,8 +269,11 @@ async def test_live_anthropic(monkeypatch: pytest.MonkeyPatch, suffix: str) -> N
         events = await play(demo.live_agent(server.url + suffix, "tiny", "anthropic"), "hello")
     assert "Ready to merge" in events[-1].to_dict()["text"]
     path, headers, body = server.requests[0]
-    assert path == "/v1/messages" and headers["x-api-key"] == "ak-test" and headers["anthropic-version"]
-    assert body["stream"] is True and body["max_tokens"] > 0
+    assert path == "/v1/messages"
+    assert headers["x-api-key"] == "ak-test"
+    assert headers["anthropic-version"]
+    assert body["stream"] is True
+    assert body["max_tokens"] > 0
 
 
 async def test_live_without_a_key_sends_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +287,8 @@ async def test_a_refusing_server_fails_the_turn() -> None:
     async with Scripted((401, b'{"error": {"message": "no such key"}}')).serve() as server:
         events = await play(demo.live_agent(server.url, "tiny"), "hello")
     error = next(event.to_dict() for event in events if event.type == "error")
-    assert error["code"] == "http_401" and "no such key" in error["message"]
+    assert error["code"] == "http_401"
+    assert "no such key" in error["message"]
     assert events[-1].to_dict()["status"] == "failed"
 
 
@@ -284,4 +299,5 @@ async def test_a_server_that_is_not_there_fails_the_turn() -> None:
     with contextlib.suppress(OSError, Exception):
         await play(demo.live_agent(url, "tiny"), "hello", session)
     result = session.result()
-    assert result is not None and result["status"] == "failed"
+    assert result is not None
+    assert result["status"] == "failed"

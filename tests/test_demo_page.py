@@ -6,6 +6,8 @@ The agents here are played by the tests, word by word, so that "in mid-word" is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import re
 import select
@@ -16,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, need_package
 
 import turnstream as ts
+from conftest import ROOT, need_package
 from turnstream import demo
 from turnstream.demo.recording import recorded
 
@@ -30,11 +32,17 @@ except ImportError:
 
 pytestmark = [pytest.mark.chromium, pytest.mark.timeout(120)]
 
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-).split()
-PROMPT = "How long does “静かな朝” take? <b>&amp; \"quotes\"</b> ☕️"
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+PROMPT = 'How long does “静かな朝” take? <b>&amp; "quotes"</b> ☕️'
 
 
 # --- a browser, a page that is watched, an agent on strings -----------------------------------------------------------
@@ -60,7 +68,10 @@ class Watched:
     def open(self, url: str) -> Page:
         page = self._context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None,
+        )
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(url)
@@ -68,7 +79,9 @@ class Watched:
 
 
 @pytest.fixture
-def watched(browser: Browser, serve: Callable[..., str]) -> Iterator[Watched]:  # `serve`: the pages close before the server
+def watched(
+    browser: Browser, serve: Callable[..., str]
+) -> Iterator[Watched]:  # `serve`: the pages close before the server
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     yield Watched(context)
     context.close()
@@ -91,7 +104,8 @@ class Puppet:
 
     def do(self, line: Callable[[ts.Turn], object] | None) -> None:
         assert self._started.wait(20), "no turn was started"
-        assert self._loop is not None and self._lines is not None
+        assert self._loop is not None
+        assert self._lines is not None
         self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
     def say(self, text: str, message_id: str = "m1") -> None:
@@ -129,7 +143,7 @@ def said(page: Page) -> list[str]:
     return [words(text) for text in page.locator(".answer").all_text_contents() if text]
 
 
-# --- what people do ------------------------------------------------------------------------------------------------------
+# --- what people do ---------------------------------------------------------------------------------------------------
 
 
 def test_text_arrives_as_it_is_said(watched: Watched, serve: Callable[..., str]) -> None:
@@ -188,7 +202,8 @@ def test_stop_ends_as_cancelled_and_keeps_the_text(watched: Watched, serve: Call
     expect(answer(page)).to_have_text("What was sa")
     expect(page.locator(".stagehead")).to_have_attribute("data-state", "stopped")
     result = session.result()
-    assert result is not None and result["status"] == "cancelled"
+    assert result is not None
+    assert result["status"] == "cancelled"
     assert [entry["text"] for entry in session.messages() if entry["role"] == "assistant"] == ["What was sa"]
     page.reload()
     expect(answer(page)).to_have_text("What was sa")
@@ -211,7 +226,9 @@ def test_two_tabs_show_the_same_and_a_second_turn_too(watched: Watched, serve: C
     for tab in (one, two):
         expect(ended(tab, 2)).to_contain_text("Completed")
         assert said(tab) == ["first", "second"]
-    assert one.evaluate("turnstream.cursorOf(turnstream.state)") == two.evaluate("turnstream.cursorOf(turnstream.state)")
+    assert one.evaluate("turnstream.cursorOf(turnstream.state)") == two.evaluate(
+        "turnstream.cursorOf(turnstream.state)"
+    )
     assert one.locator("#talk").inner_text() == two.locator("#talk").inner_text()
     assert not watched.errors
 
@@ -258,10 +275,8 @@ class Cable:
     @staticmethod
     def _end(*sockets: socket.socket) -> None:
         for end in sockets:
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             end.close()
 
     def cut(self) -> None:
@@ -269,10 +284,8 @@ class Cable:
             self._whole = False
             for pair in self._pairs:
                 for end in pair:
-                    try:
-                        end.shutdown(socket.SHUT_RDWR)  # the pump closes them: a close under its select would not wake it
-                    except OSError:
-                        pass
+                    with contextlib.suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)  # the pump closes: a close under its select would not wake it
             self._pairs.clear()
 
     def mend(self) -> None:
@@ -303,10 +316,13 @@ def test_a_cut_connection_resumes_without_duplicates(watched: Watched, serve: Ca
         expect(ended(page)).to_contain_text("Completed")
         expect(answer(page)).to_have_text("before, during, and again")
         assert page.evaluate("turnstream.state.head") == session.head
-        opened = page.evaluate("turnstream.state.timeline.filter(row => row.type === 'stream_open').map(row => row.say)")
-        assert opened[0] == "live" and opened.count("resumed") >= 2
+        opened = page.evaluate(
+            "turnstream.state.timeline.filter(row => row.type === 'stream_open').map(row => row.say)"
+        )
+        assert opened[0] == "live"
+        assert opened.count("resumed") >= 2
         seen = page.evaluate("turnstream.state.timeline.filter(row => row.to).map(row => [row.from, row.to])")
-        assert all(before[1] < after[0] for before, after in zip(seen, seen[1:], strict=False))
+        assert all(before[1] < after[0] for before, after in itertools.pairwise(seen))
     finally:
         cable.close()
 
@@ -357,9 +373,9 @@ def test_ten_thousand_deltas_stay_smooth(watched: Watched, serve: Callable[..., 
     page = watched.open(serve(demo.create_app(puppet)))
     ask(page)
     page.evaluate(
-        """() => { window.worst = 0; let last = performance.now();
-                   const tick = now => { worst = Math.max(worst, now - last); last = now; requestAnimationFrame(tick); };
-                   requestAnimationFrame(tick); }"""
+        """() => { let last = performance.now(); window.worst = 0;
+                   (function tick() { const now = performance.now(); worst = Math.max(worst, now - last); last = now;
+                                      requestAnimationFrame(tick); })(); }"""
     )
 
     async def speak(turn: ts.Turn) -> None:
@@ -380,26 +396,42 @@ def test_ten_thousand_deltas_stay_smooth(watched: Watched, serve: Callable[..., 
     assert 0 < rows < 60
 
 
-# --- the fold, alone -------------------------------------------------------------------------------------------------------
+# --- the fold, alone --------------------------------------------------------------------------------------------------
+
+
+SHOWN = ["kind", "id", "text", "done", "raw", "args", "output", "status", "printed", "current", "total"]
 
 
 def fold(page: Page, *events: dict[str, Any]) -> dict[str, Any]:
     """What the page makes of these events: turns with their items, the head and the epoch."""
-    return page.evaluate(
-        """events => {
+    folded: dict[str, Any] = page.evaluate(
+        """([events, fields]) => {
              let state = turnstream.initial();
              for (const event of events) state = turnstream.apply(state, event);
-             const item = ({kind, id, text, reasoning, done, name, raw, args, output, failed, status, printed, current, total}) =>
-               ({kind, id, text, reasoning, done, name, raw, args, output, failed, status, printed, current, total});
-             return { head: state.head, epoch: state.epoch, rows: state.timeline.length, tokens: Object.fromEntries([...state.turns].map(([n, t]) => [n, turnstream.tokens(t)])),
-                      turns: Object.fromEntries([...state.turns].map(([n, t]) => [n, {status: t.status, input: t.input, over: t.ended !== null, items: t.items.map(item)}])) };
+             const item = it => Object.fromEntries(fields.map(field => [field, it[field]]));
+             const turns = {}, tokens = {};
+             for (const [number, turn] of state.turns) {
+               const items = turn.items.map(item), over = turn.ended !== null;
+               turns[number] = {status: turn.status, input: turn.input, over, items};
+               tokens[number] = turnstream.tokens(turn);
+             }
+             return {head: state.head, epoch: state.epoch, rows: state.timeline.length, tokens, turns};
            }""",
-        list(events),
+        [list(events), SHOWN],
     )
+    return folded
 
 
 def opened(status: str = "live", epoch: str = "e1", **more: Any) -> dict[str, Any]:
-    return {"type": "stream_open", "status": status, "epoch": epoch, "earliest": 1, "head": 0, "heartbeat_s": 10, **more}
+    return {
+        "type": "stream_open",
+        "status": status,
+        "epoch": epoch,
+        "earliest": 1,
+        "head": 0,
+        "heartbeat_s": 10,
+        **more,
+    }
 
 
 def event(seq: int, type: str, **fields: Any) -> dict[str, Any]:
@@ -427,7 +459,14 @@ def test_repeated_events_are_ignored_and_merged_deltas_taken(page: Page) -> None
 
 
 def test_a_reset_withdraws_and_the_whole_message_wins(page: Page) -> None:
-    whole = {"refusal": None, "tool_calls": [], "finish_reason": "stop", "finish_reason_raw": None, "model": None, "streamed": True}
+    whole: dict[str, Any] = {
+        "refusal": None,
+        "tool_calls": [],
+        "finish_reason": "stop",
+        "finish_reason_raw": None,
+        "model": None,
+        "streamed": True,
+    }
     state = fold(
         page,
         opened(),
@@ -444,7 +483,16 @@ def test_calls_by_round_and_results(page: Page) -> None:
         event(1, "tool_call_start", call_id="c", name="look", kind="client"),
         event(2, "tool_call_delta", call_id="c", text='{"a":'),
         event(3, "tool_call_delta", call_id="c", text="1}"),
-        event(4, "tool_call", call_id="c", name="look", arguments={"a": 1}, arguments_raw='{"a":1}', arguments_error=None, kind="client"),
+        event(
+            4,
+            "tool_call",
+            call_id="c",
+            name="look",
+            arguments={"a": 1},
+            arguments_raw='{"a":1}',
+            arguments_error=None,
+            kind="client",
+        ),
         event(5, "tool_output_delta", call_id="c", text="so "),
         event(6, "tool_result", call_id="c", output=None, is_error=False, status="ok"),
     ]
@@ -476,7 +524,14 @@ def test_another_epoch_and_a_cursor_ahead_start_anew(page: Page) -> None:
 
 
 def test_a_snapshot_stands_for_what_is_gone(page: Page) -> None:
-    call = {"call_id": "c", "name": "look", "kind": "client", "arguments": {"a": 1}, "arguments_raw": '{"a":1}', "done": True}
+    call = {
+        "call_id": "c",
+        "name": "look",
+        "kind": "client",
+        "arguments": {"a": 1},
+        "arguments_raw": '{"a":1}',
+        "done": True,
+    }
     held = {
         "turn": 2,
         "running": True,
@@ -485,7 +540,8 @@ def test_a_snapshot_stands_for_what_is_gone(page: Page) -> None:
             {"role": "assistant", "turn": 1, "message_id": "m1", "text": "one", "reasoning": "", "done": True,
              "tool_calls": [{**call, "status": "ok", "output": 7, "is_error": False}]},
             {"role": "user", "turn": 2, "message_id": "input-2", "input": "second"},
-            {"role": "assistant", "turn": 2, "message_id": "m2", "text": "tw", "reasoning": "hm", "done": False, "tool_calls": []},
+            {"role": "assistant", "turn": 2, "message_id": "m2", "text": "tw", "reasoning": "hm", "done": False,
+             "tool_calls": []},
         ],
         "open_calls": [],
         "progress": {"plan": {"open": True, "current": 1, "total": 4}},
@@ -493,22 +549,27 @@ def test_a_snapshot_stands_for_what_is_gone(page: Page) -> None:
         "completion": None,
     }  # fmt: skip
     snapshot = {"type": "snapshot", "head": 40, "state": held, "time": 1}
-    rest = [{**event(41, "text_delta", message_id="m2", text="o"), "turn": 2}, {**event(40, "text_delta", message_id="m2", text="?"), "turn": 2}]
+    rest = [
+        {**event(41, "text_delta", message_id="m2", text="o"), "turn": 2},
+        {**event(40, "text_delta", message_id="m2", text="?"), "turn": 2},
+    ]
     state = fold(page, opened("trimmed"), snapshot, *rest)
     one, two = state["turns"]["1"], state["turns"]["2"]
     assert (one["input"], one["over"], two["input"], two["over"]) == ("first", True, "second", False)
     assert [i["text"] for i in one["items"] + two["items"] if i["kind"] == "message"] == ["one", "two"]
     assert [i["output"] for i in one["items"] if i["kind"] == "call"] == [7]
     assert [(i["current"], i["total"]) for i in two["items"] if i["kind"] == "stage"] == [(1, 4)]
-    assert state["tokens"]["2"] == {"input_tokens": 3} and state["head"] == 41
+    assert state["tokens"]["2"] == {"input_tokens": 3}
+    assert state["head"] == 41
 
 
 def test_the_session_s_end_leaves_nothing_running(page: Page) -> None:
     state = fold(page, opened(), event(1, "stage_start", stage="plan"), event(2, "session_end", reason=None))
-    assert state["turns"]["1"]["over"] and state["turns"]["1"]["items"][0]["status"] == "incomplete"
+    assert state["turns"]["1"]["over"]
+    assert state["turns"]["1"]["items"][0]["status"] == "incomplete"
 
 
-# --- markdown ----------------------------------------------------------------------------------------------------------------
+# --- markdown ---------------------------------------------------------------------------------------------------------
 
 TEXTS = [
     *(ts.fold(recorded(name, PROMPT, "r"), provider="auto").text for name in ("plan", "code", "review")),
@@ -544,7 +605,8 @@ def test_markup_in_a_message_stays_text(page: Page) -> None:
         """text => { const root = document.createElement("div"); document.body.append(root);
              new turnstream.Markdown(root).show(text);
              return { tags: [...root.querySelectorAll("*")].map(e => e.tagName.toLowerCase()),
-                      links: [...root.querySelectorAll("a")].map(e => e.getAttribute("href")), text: root.textContent }; }""",
+                      links: [...root.querySelectorAll("a")].map(e => e.getAttribute("href")),
+                      text: root.textContent }; }""",
         hostile,
     )
     assert not {"img", "script", "iframe", "b"} & set(found["tags"])
@@ -553,7 +615,7 @@ def test_markup_in_a_message_stays_text(page: Page) -> None:
     assert page.evaluate("window.pwned") is None
 
 
-# --- hands and eyes ------------------------------------------------------------------------------------------------------------
+# --- hands and eyes ---------------------------------------------------------------------------------------------------
 
 
 def test_the_timeline_filters_and_shows_an_event(watched: Watched, serve: Callable[..., str]) -> None:
@@ -572,7 +634,8 @@ def test_the_timeline_filters_and_shows_an_event(watched: Watched, serve: Callab
     page.locator("#events").focus()
     page.keyboard.press("ArrowDown")
     shown = json.loads(page.locator("#json").text_content() or "")
-    assert shown["text"] == "hello there" and shown["type"] == "text_delta"
+    assert shown["text"] == "hello there"
+    assert shown["type"] == "text_delta"
     page.keyboard.press("Escape")
     expect(page.locator("#json")).to_be_hidden()
     page.fill("#find", "")
@@ -615,7 +678,9 @@ def test_an_agent_that_fails_says_so(watched: Watched, serve: Callable[..., str]
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [420, 900, 1280])
-def test_nothing_spills_sideways(browser: Browser, serve: Callable[..., str], scheme: Any, width: int, tmp_path: Path) -> None:
+def test_nothing_spills_sideways(
+    browser: Browser, serve: Callable[..., str], scheme: Any, width: int, tmp_path: Path
+) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     page.goto(serve(demo.create_app(pace=0)))

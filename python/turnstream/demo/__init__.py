@@ -31,22 +31,18 @@ class DemoError(TurnstreamError, ValueError):
 
 
 POLICY = "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
-ICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#17978b" stroke-width="2.4" stroke-linecap="round">'
-    '<path d="M2.5 7.5c4.6-4.4 7.4 4.2 12 0 2.4-2.2 4.600-2 7-.4"/><path d="M2.5 13c4.600-4.400 7.400 4.200 12 0 1.8-1.7 3.4-2 5-1.5" '
-    'opacity=".62"/><path d="M2.5 18.5c4.6-4.4 7.4 4.2 12 0" opacity=".32"/></svg>'
-)
 
 
 def create_app(agent: Agent | None = None, *, hub: Hub | None = None, pace: float | None = None) -> App:
     """The page at `/`, the sessions' routes beside it. Without `agent`, the recorded one at `pace` (1 is natural)."""
     # The list of sessions opens all of them to whoever asks: right for a demo on one's own machine.
     delivery = asgi.app(hub or Hub(), agent=agent or recorded_agent(_pace(pace)), listing=True, retry_ms=500)
-    page = (files(__package__) / "page.html").read_bytes()
+    here = files(__package__)
+    page, icon = (here / "page.html").read_bytes(), (here / "icon.svg").read_bytes()
     documents = {
         "/": (page, b"text/html; charset=utf-8"),
-        "/favicon.svg": (ICON.encode(), b"image/svg+xml"),
-        "/favicon.ico": (ICON.encode(), b"image/svg+xml"),
+        "/favicon.svg": (icon, b"image/svg+xml"),
+        "/favicon.ico": (icon, b"image/svg+xml"),
     }
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +67,7 @@ def create_app(agent: Agent | None = None, *, hub: Hub | None = None, pace: floa
 def run(
     host: str = "127.0.0.1",
     port: int = 8000,
+    *,
     replay: str | os.PathLike[str] | None = None,
     base_url: str | None = None,
     model: str | None = None,

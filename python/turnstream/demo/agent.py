@@ -73,7 +73,9 @@ class Run:
     def _end(self, stage: str, message: str) -> None:
         self.turn.emit("stage_end", stage=stage, status="completed", message=message)
 
-    async def _speak(self, name: str, provider: str, stage: str, start: float = 0.0, share: float | None = None) -> Message:
+    async def _speak(
+        self, name: str, provider: str, stage: str, start: float = 0.0, share: float | None = None
+    ) -> Message:
         """One model call. The stage's progress, in percent, moves with the bytes from `start` by `share`."""
         share = 1 - start if share is None else share
         # Ids differ from run to run, as a provider's do: equal ids would be copies of one message.
@@ -98,7 +100,9 @@ class Run:
             output, failed = f"{type(error).__name__}: {error}", True
         else:
             failed = False
-        self.turn.emit("tool_result", call_id=call.id, output=output, is_error=failed, status="error" if failed else "ok")
+        self.turn.emit(
+            "tool_result", call_id=call.id, output=output, is_error=failed, status="error" if failed else "ok"
+        )
 
     async def _tool(self, call_id: str, name: str, arguments: dict[str, Any]) -> Any:
         if name != "check_cases":
@@ -129,7 +133,9 @@ def replay_agent(data: bytes, pace: float = 1.0, provider: str = "auto") -> Agen
     """Plays one recorded stream, of any provider, as the answer to every request."""
 
     async def agent(turn: Turn) -> None:
-        turn.emit("stage_start", stage="replay", message=f"{len(data):,} bytes in {sum(1 for _ in pieces(data)):,} pieces")
+        turn.emit(
+            "stage_start", stage="replay", message=f"{len(data):,} bytes in {sum(1 for _ in pieces(data)):,} pieces"
+        )
         message = await turn.relay(paced(data, pace), provider=provider)
         turn.emit("stage_end", stage="replay", status="failed" if message.error else "completed")
 

@@ -27,7 +27,7 @@ _LONG = 2048
 
 
 def recorded(name: str, prompt: str, run: str) -> bytes:
-    """The recording `name` with `prompt` and `run` filled in. The request comes a few words at a time, as a model writes."""
+    """The recording `name` with `prompt` and `run` filled in: the request a few words at a time."""
     text = (files(__package__) / "streams" / f"{name}.sse").read_text("utf-8")
     return b"".join(_fill(event, prompt, run) for event in re.split(r"(?<=\n\n)", text))
 

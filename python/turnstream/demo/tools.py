@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 _CJK = "\u3040-\u30ff\u4e00-\u9fff"
-_JOINED = re.compile(r".[\ufe0f\u0300-\u036f\U0001f3fb-\U0001f3ff]*(?:\u200d.[\ufe0f\U0001f3fb-\U0001f3ff]*)*", re.DOTALL)
+_JOINED = re.compile(
+    r".[\ufe0f\u0300-\u036f\U0001f3fb-\U0001f3ff]*(?:\u200d.[\ufe0f\U0001f3fb-\U0001f3ff]*)*", re.DOTALL
+)
 
 
 def reading_time(text: str) -> float:
