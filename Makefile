@@ -12,12 +12,13 @@ SOURCES := $(wildcard python tests benches examples)
 # Versions come from the pins, whoever asks for the package: pip here, or maturin for the extras.
 export PIP_CONSTRAINT := $(CURDIR)/requirements/test.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/target/pyright
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 CARGO_DENY := target/tools/bin/cargo-deny
 STEP       := .ci/step
-PIP        := $(BIN)/python -m pip install --quiet
+PIP        := $(BIN)/python -m pip install
 
 .PHONY: help demo build test lint bench pins clean \
         rust-format rust-lint rust-test rust-deny python-format python-lint wheel stubtest types verify-types python-test
@@ -42,7 +43,7 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.test
 
 .venv-litellm/.stamp: requirements/litellm.txt
 	$(PYTHON) -m venv .venv-litellm
-	PIP_CONSTRAINT= .venv-litellm/bin/python -m pip install --quiet -r requirements/litellm.txt
+	PIP_CONSTRAINT= .venv-litellm/bin/python -m pip install -r requirements/litellm.txt
 	@touch $@
 
 # What tests need beyond Python and Rust; a test whose program is missing says so itself.
@@ -58,7 +59,7 @@ $(CARGO_DENY):
 # --- what people run --------------------------------------------------------------------------------------------------
 
 build: $(VENV)/.base ## builds the package into .venv; seconds after a change
-	$(BIN)/maturin develop --quiet --profile fast --extras $(EXTRAS)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --quiet --profile fast --extras $(EXTRAS)
 
 demo: build ## the demo on http://127.0.0.1:8000
 	@echo "turnstream: the demo is at http://127.0.0.1:8000 (Ctrl-C ends it)"
@@ -76,7 +77,7 @@ bench: $(VENV)/.bench .venv-litellm/.stamp ## every ratio, against a release bui
 
 pins: ## resolves requirements/*.in anew into exact versions
 	@.ci/setup $(PYTHON) target/pins
-	PIP_CONSTRAINT= target/pins/bin/python -m pip install --quiet uv
+	PIP_CONSTRAINT= target/pins/bin/python -m pip install uv
 	cd requirements && for name in test bench litellm; do \
 	  ../target/pins/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --custom-compile-command "make pins" $$name.in --output-file $$name.txt || exit 1; \

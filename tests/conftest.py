@@ -103,7 +103,7 @@ class _Server:
                 await super().startup(sockets)
                 started.set()
 
-        options = {"log_level": "warning", "timeout_graceful_shutdown": 1, **options}
+        options = {"log_level": "warning", "timeout_graceful_shutdown": 0, **options}
         self._server = Server(uvicorn.Config(app, **options))
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run, name="uvicorn", daemon=True)
