@@ -13,8 +13,6 @@ SOURCES := $(wildcard python tests benches examples)
 export PIP_CONSTRAINT := $(CURDIR)/requirements/test.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
-export PYRIGHT_PYTHON_CACHE_DIR := $(CURDIR)/target/pyright
-export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 CARGO_DENY := target/tools/bin/cargo-deny
 STEP       := .ci/step
@@ -126,8 +124,9 @@ stubtest: wheel
 types: wheel
 	@$(STEP) $@ $(BIN)/mypy --strict $(SOURCES)
 
+# --verifytypes asks the `python` on the PATH for its packages, whatever --pythonpath says.
 verify-types: wheel
-	@$(STEP) $@ $(BIN)/pyright --verifytypes turnstream --ignoreexternal
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(STEP) $@ pyright --verifytypes turnstream --ignoreexternal
 
 python-test: wheel target/.system
 	@$(STEP) $@ $(BIN)/python -m pytest
