@@ -32,7 +32,7 @@ $(VENV)/.base: requirements/test.txt
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.base
-	$(PIP) -r requirements/test.txt
+	@$(STEP) install-python $(PIP) -r requirements/test.txt
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.test
@@ -46,12 +46,12 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.test
 
 # What tests need beyond Python and Rust; a test whose program is missing says so itself.
 target/.system: .ci/system-packages
-	@.ci/system-packages
+	@$(STEP) install-system .ci/system-packages
 	@mkdir -p target && touch $@
 
 # Unoptimised: built in a minute, and fast enough for the few hundred packages it looks at.
 $(CARGO_DENY):
-	cargo install --quiet --locked --debug cargo-deny@0.20.2 --root target/tools --target-dir target/tools/build
+	@$(STEP) install-cargo-deny cargo install --quiet --locked --debug cargo-deny@0.20.2 --root target/tools --target-dir target/tools/build
 	@rm -rf target/tools/build
 
 # --- what people run --------------------------------------------------------------------------------------------------
@@ -87,8 +87,10 @@ clean: ## removes what was built, environments included
 
 # --- the steps of `make test`; each leaves target/logs/<step>.log -------------------------------------------------------
 
+# The fuzzers and the benchmarks' contenders are workspaces of their own.
+MANIFESTS := Cargo.toml $(wildcard fuzz/Cargo.toml benches/*/Cargo.toml)
 rust-format:
-	@$(STEP) $@ cargo fmt --all --check
+	@$(STEP) $@ bash -c 'for manifest; do cargo fmt --all --check --manifest-path "$$manifest" || exit 1; done' - $(MANIFESTS)
 
 rust-lint:
 	@$(STEP) $@ cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
