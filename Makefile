@@ -19,7 +19,7 @@ STEP       := .ci/step
 PIP        := $(BIN)/python -m pip install
 
 .PHONY: help demo build test lint bench pins clean \
-        rust-format rust-lint rust-test rust-deny python-format python-lint wheel stubtest types verify-types python-test
+        rust-format rust-lint rust-test rust-doctest rust-deny python-format python-lint wheel stubtest types verify-types python-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -63,7 +63,7 @@ demo: build ## the demo on http://127.0.0.1:8000
 	@echo "turnstream: the demo is at http://127.0.0.1:8000 (Ctrl-C ends it)"
 	@exec $(BIN)/turnstream demo
 
-test: lint rust-test rust-deny wheel stubtest types verify-types python-test ## every test, lint and type check
+test: lint rust-test rust-doctest rust-deny wheel stubtest types verify-types python-test ## every test, lint and type check
 
 lint: rust-format rust-lint python-format python-lint ## formats and lints alone
 
@@ -99,10 +99,12 @@ rust-lint:
 rust-test:
 ifneq ($(shell command -v cargo-nextest),)
 	@$(STEP) $@ cargo nextest run --workspace --locked --status-level slow
-	@$(STEP) rust-doctest cargo test --quiet --workspace --locked --doc
 else
-	@$(STEP) $@ cargo test --quiet --workspace --locked
+	@$(STEP) $@ cargo test --quiet --workspace --locked --lib --bins --tests
 endif
+
+rust-doctest:
+	@$(STEP) $@ cargo test --quiet --workspace --locked --doc
 
 # Not `advisories`: it fetches its database, and a new entry there would fail an unchanged tree.
 rust-deny: $(CARGO_DENY)
