@@ -1,0 +1,100 @@
+"""The tree keeps its own rules: what is committed names no host or path that only one machine knows."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, run_bounded
+
+HOSTS = [
+    ".".join(labels)
+    for labels in [
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("index", "crates", "io"),
+        ("static", "crates", "io"),
+        ("crates", "io/api"),
+        ("registry", "npmjs"),
+        ("deb", "debian", "org"),
+    ]
+]
+MACHINE_PATH = re.compile(r"(?:^|[^\w.])/(?:work|farm|root|home)/", re.MULTILINE)
+CARGO_SOURCE = 'source = "registry+https://github.com/rust-lang/crates.io-index"'  # as cargo writes it
+
+
+def tracked(*patterns: str) -> dict[str, str]:
+    """The text of the tracked files; binary ones are left out."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--", *patterns]
+    names = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.split("\0")
+    texts = {}
+    for name in filter(None, names):
+        path = ROOT / name
+        if not path.is_file():  # removed, and not yet committed
+            continue
+        data = path.read_bytes()
+        if b"\0" not in data:
+            texts[name] = data.decode()
+    return texts
+
+
+def test_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert 40 < len(lines) < 200
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_no_package_host_is_named(host: str) -> None:
+    assert [name for name, text in tracked().items() if host in text] == []
+
+
+def test_no_path_of_one_machine_is_named() -> None:
+    hits = [f"{name}: {match[0]}" for name, text in tracked().items() for match in MACHINE_PATH.finditer(text)]
+    assert hits == []
+
+
+def test_cargo_locks_name_one_source() -> None:
+    locks = tracked("*Cargo.lock")
+    assert "Cargo.lock" in locks
+    for name, text in locks.items():
+        sources = {line for line in text.splitlines() if line.startswith("source = ")}
+        assert sources <= {CARGO_SOURCE}, name
+
+
+def test_python_pins_are_exact_and_name_no_address() -> None:
+    pins = tracked("requirements/*.txt")
+    assert {"requirements/test.txt", "requirements/bench.txt", "requirements/litellm.txt"} <= pins.keys()
+    pin = re.compile(r"[a-z0-9._-]+==[\w.]+( ; .+)?", re.IGNORECASE)
+    for name, text in pins.items():
+        lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        assert lines, name
+        assert [line for line in lines if not pin.fullmatch(line)] == [], name
+
+
+def test_npm_locks_hold_no_address() -> None:
+    for name, text in tracked("*package-lock.json").items():
+        packages = json.loads(text)["packages"]
+        assert [key for key, package in packages.items() if "resolved" in package] == [], name
+
+
+def test_the_version_stands_in_one_place() -> None:
+    import turnstream._native as native
+
+    manifest = (ROOT / "Cargo.toml").read_text()
+    assert f'version = "{native.__version__}"' in manifest
+
+
+@pytest.mark.parametrize("require", ["", "all"], ids=["optional", "required"])
+@pytest.mark.parametrize("where", ["", "def test_it():\n    "], ids=["module", "test"])
+def test_a_skip_fails_where_all_is_required(tmp_path: Path, where: str, require: str) -> None:
+    (tmp_path / "test_skips.py").write_text(f"import conftest\n\n{where}conftest.need_package('no-such-package')\n")
+    (tmp_path / "test_passes.py").write_text("def test_it():\n    pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-rs", str(tmp_path)]
+    env = {"TURNSTREAM_REQUIRE": require, "PYTHONPATH": str(ROOT / "tests")}
+    status, out, _ = run_bounded(command, timeout_s=30, env=env)
+    assert "needs the package no-such-package" in out
+    assert bool(status) == (require == "all")
