@@ -62,7 +62,7 @@ def script(code: str) -> list[float]:
 
 
 PARKED = """
-import asyncio, gc
+import asyncio, gc, os
 import turnstream as ts
 
 def resident():
@@ -79,31 +79,28 @@ async def main():
     session = ts.Hub().session()
     session.turn()
 
-    class Parked:
+    class Future:
         def __aiter__(self):
             return self
         async def __anext__(self):
             await loop.create_future()
 
-    async def park(make):
+    def reader():
+        return session.read(after=session.cursor, follow="session")
+
+    async def park():
         before = resident()
-        held = [make() for _ in range({count})]
+        held = [KIND() for _ in range(COUNT)]
         made = resident()
         tasks = [asyncio.ensure_future(wait(one)) for one in held]
         for _ in range(3):
             await asyncio.sleep(0)
-        return (made - before) / {count}, (resident() - before) / {count}, (held, tasks)
+        return (made - before) / COUNT, (resident() - before) / COUNT, held, tasks
 
-    def reader():
-        return session.read(after=session.cursor, follow="session")
-
-    *_, first = await park(reader)          # what the first readers set up once
-    _, baseline, futures = await park(Parked)
-    idle, parked, readers = await park(reader)
-    print(idle, parked - baseline, flush=True)
-
-    import os
-    os._exit(0)                             # 30,000 tasks need no farewell
+    first = await park()    # pays for what is set up once
+    idle, parked, *second = await park()
+    print(idle, parked, flush=True)
+    os._exit(0)             # so many tasks need no farewell
 
 asyncio.run(main())
 """
@@ -111,14 +108,16 @@ asyncio.run(main())
 
 @contextmanager
 def memory(scale: Scale) -> Iterator[Group]:
-    code = PARKED.replace("{count}", str(scale.items(READERS)))
+    def park(kind: str) -> list[float]:
+        return script(PARKED.replace("KIND", kind).replace("COUNT", str(scale.items(READERS))))
 
     def run() -> Cost:
-        idle, parked = script(code)
-        return {"idle": idle, "parked": parked}
+        idle, parked = park("reader")
+        _, baseline = park("Future")
+        return {"idle": idle, "parked": parked - baseline}
 
     yield Group(
-        f"resident memory per idle reader, of {scale.items(READERS)} on one session",
+        f"resident memory per idle reader, of {scale.items(READERS)} more on one session",
         {"idle": "bytes each, open", "parked": "bytes each, waiting, less a task that waits on a future"},
         [Side("reader", "session.read(), then `async for` in a task of its own", run)],
         [
