@@ -19,9 +19,8 @@ EVENTS = 50_000
 def ready(scale: Scale) -> Iterator[Group]:
     session = ts.Hub().session()
     turn = session.turn()
-    feed = turn.normalizer("openai-chat")
-    feed.feed(b"".join(streams.openai_chat(scale.items(EVENTS))))
-    feed.finish()
+    for token in streams.tokens(scale.items(EVENTS)):
+        turn.emit("text_delta", text=token)
     turn.complete()
     events = list(session.read())
     count = len(events)
