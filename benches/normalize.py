@@ -1,0 +1,271 @@
+"""Reading a provider's stream: its bytes to events in the log and out as SSE bytes, against what reads it today.
+
+Each side gets the same bytes in the same pieces and no network: the SDKs through a mock transport of their own HTTP
+client, turnstream through `turn.normalizer`. The SDKs do less: they make chunk objects; nothing is kept or encoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benches import native, streams
+from benches.harness import HERE, Absent, Cost, Group, Line, Scale, Side, Worker, at_least, at_most, timed
+
+CHUNKS = 2000
+HEADERS = {"content-type": "text/event-stream"}
+ASK: list[Any] = [{"role": "user", "content": "Go on."}]
+SERDE_REPEATS = 20
+"""A parse of the whole stream is over in two milliseconds; so often it is done for one reading of the clock."""
+
+
+def ours(provider: str, pieces: list[bytes], chunks: int, name: str = "turnstream") -> Side:
+    """A session, a turn, the bytes into it, all its frames out of it, and the session's end."""
+    import turnstream as ts
+
+    hub = ts.Hub()
+
+    def run() -> int:
+        session = hub.session()
+        turn = session.turn()
+        feed = turn.normalizer(provider)
+        for piece in pieces:
+            feed.feed(piece)
+        feed.finish()
+        turn.complete()
+        size = sum(len(frames) for frames in session.frames(deltas="exact"))
+        hub.delete(session.id)
+        return size
+
+    if run() < chunks * 100:
+        raise AssertionError("fewer SSE bytes than the deltas must make")
+    return Side(name, "feed → log, folded → SSE frames, every delta by itself", lambda: timed(run, chunks))
+
+
+def openai_sdk(pieces: list[bytes], chunks: int) -> Side:
+    import httpx2
+    import openai
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=HEADERS, content=iter(pieces)))
+    client = openai.OpenAI(api_key="-", http_client=httpx2.Client(transport=transport))
+
+    def run() -> None:
+        for _ in client.chat.completions.create(model="gpt-4o", messages=ASK, stream=True):
+            pass
+
+    return Side("openai SDK", f"{openai.__version__}, sync client: chunk objects, unread", lambda: timed(run, chunks))
+
+
+def anthropic_sdk(pieces: list[bytes], chunks: int) -> Side:
+    import anthropic
+    import httpx2
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=HEADERS, content=iter(pieces)))
+    client = anthropic.Anthropic(api_key="-", http_client=httpx2.Client(transport=transport))
+
+    def run() -> None:
+        for _ in client.messages.create(model="claude", max_tokens=1, messages=ASK, stream=True):
+            pass
+
+    return Side(
+        "anthropic SDK", f"{anthropic.__version__}, sync client: event objects, unread", lambda: timed(run, chunks)
+    )
+
+
+def pydantic_ai(pieces: list[bytes], chunks: int, stack: ExitStack) -> Side | Absent:
+    try:
+        import pydantic_ai as package
+        from pydantic_ai.direct import model_request_stream
+        from pydantic_ai.messages import ModelRequest
+        from pydantic_ai.models.openai import OpenAIChatModel
+        from pydantic_ai.providers.openai import OpenAIProvider
+    except ImportError as error:
+        return Absent("pydantic-ai", f"no {error.name}")
+    import httpx2
+    import openai
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=HEADERS, content=body()))
+    client = openai.AsyncOpenAI(api_key="-", http_client=httpx2.AsyncClient(transport=transport))
+    model = OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client))
+    loop = stack.enter_context(asyncio.Runner())
+
+    async def read() -> None:
+        async with model_request_stream(model, [ModelRequest.user_text_prompt("Go on.")]) as stream:
+            async for _ in stream:
+                pass
+
+    return Side(
+        "pydantic-ai",
+        f"{package.__version__}, on the async openai SDK: its own events, unread",
+        lambda: timed(lambda: loop.run(read()), chunks),
+    )
+
+
+def litellm(pieces: list[bytes], chunks: int, stack: ExitStack) -> Side | Absent:
+    python = HERE.parent / ".venv-litellm" / "bin" / "python"
+    if not python.exists():
+        return Absent("litellm", "litellm environment")
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "pieces.json"
+    scratch.write_text(json.dumps([piece.decode("latin-1") for piece in pieces]))
+    # Without it litellm fetches its price list from the network when imported.
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(HERE.parent)}
+    worker = Worker(str(python), "-m", "benches.litellm_side", str(scratch), str(chunks), env=environment)
+    stack.callback(worker.close)
+    return Side(
+        "litellm", f"{worker.hello['version']}, own process: chunk objects, text read", lambda: worker.ask("")["cost"]
+    )
+
+
+def serde(kind: str, events: list[bytes], chunks: int, stack: ExitStack) -> Side | Absent:
+    name = f"serde_json, {kind}"
+    try:
+        program = native.build("serde_parse") / "serde_parse"
+    except native.NotBuilt as reason:
+        return Absent(name, str(reason))
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stream"
+    scratch.write_bytes(b"".join(events))
+    worker = Worker(str(program), str(scratch), kind)
+    stack.callback(worker.close)
+
+    def run() -> Cost:
+        before = worker.cpu()
+        worker.ask(SERDE_REPEATS)
+        return {"cpu": (worker.cpu() - before) * 1e6 / (chunks * SERDE_REPEATS)}
+
+    return Side(name, f"Rust, own process: typed chunks with {kind} strings, dropped at once", run)
+
+
+@contextmanager
+def openai_chat(scale: Scale) -> Iterator[Group]:
+    chunks = scale.items(CHUNKS)
+    events = streams.openai_chat(chunks)
+    with ExitStack() as stack:
+        yield Group(
+            f"OpenAI chat, {chunks} chunks of {sum(map(len, events)) // len(events)} bytes, one event a read",
+            {"cpu": "µs CPU per chunk"},
+            [
+                ours("openai-chat", events, chunks),
+                openai_sdk(events, chunks),
+                pydantic_ai(events, chunks, stack),
+                litellm(events, chunks, stack),
+                serde("owned", events, chunks, stack),
+                serde("borrowed", events, chunks, stack),
+            ],
+            [
+                Line("OpenAI chat → log → SSE, against the openai SDK", "openai SDK", "turnstream", at_least(150)),
+                Line("… against pydantic-ai", "pydantic-ai", "turnstream"),
+                Line("… against litellm", "litellm", "turnstream"),
+                Line("… over a bare typed parse", "turnstream", "serde_json, owned", at_most(3), floor=True),
+                Line("… over a bare typed parse that copies nothing", "turnstream", "serde_json, borrowed", floor=True),
+            ],
+            scale.rounds(11),
+        )
+
+
+@contextmanager
+def openai_chat_4k(scale: Scale) -> Iterator[Group]:
+    chunks = scale.items(CHUNKS)
+    pieces = streams.pieces(streams.openai_chat(chunks), 4096)
+    yield Group(
+        f"the same {chunks} chunks in reads of 4 KiB",
+        {"cpu": "µs CPU per chunk"},
+        [ours("openai-chat", pieces, chunks), openai_sdk(pieces, chunks)],
+        [
+            Line(
+                "OpenAI chat → log → SSE, reads of 4 KiB, against the openai SDK",
+                "openai SDK",
+                "turnstream",
+                at_least(150),
+            )
+        ],
+        scale.rounds(11),
+    )
+
+
+@contextmanager
+def anthropic(scale: Scale) -> Iterator[Group]:
+    chunks = scale.items(CHUNKS)
+    events = streams.anthropic(chunks)
+    yield Group(
+        f"Anthropic messages, {chunks} deltas of {sum(map(len, events)) // len(events)} bytes, one event a read",
+        {"cpu": "µs CPU per delta"},
+        [ours("anthropic", events, chunks), anthropic_sdk(events, chunks)],
+        [Line("Anthropic → log → SSE, against the anthropic SDK", "anthropic SDK", "turnstream", at_least(50))],
+        scale.rounds(11),
+    )
+
+
+@contextmanager
+def objects(scale: Scale) -> Iterator[Group]:
+    """Both sides end with the answer's text joined in Python; the other side parses JSON and normalises nothing."""
+    import httpx
+    import httpx_sse
+    import orjson
+    import turnstream as ts
+
+    chunks = scale.items(CHUNKS)
+    events = streams.openai_chat(chunks)
+    text = "".join(streams.tokens(chunks))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=HEADERS, content=iter(events)))
+    client = httpx.Client(transport=transport)
+
+    def dicts() -> str:
+        parts: list[str] = []
+        with httpx_sse.connect_sse(client, "POST", "http://localhost/") as source:
+            for sse in source.iter_sse():
+                if sse.data != "[DONE]":
+                    for choice in orjson.loads(sse.data)["choices"]:
+                        parts.append(choice["delta"].get("content") or "")
+        return "".join(parts)
+
+    def typed() -> str:
+        parts: list[str] = []
+        normalizer = ts.Normalizer("openai-chat")
+        for piece in events:
+            for event in normalizer.feed(piece):
+                if isinstance(event, ts.TextDelta):
+                    parts.append(event.text)
+        normalizer.finish()
+        return "".join(parts)
+
+    def side(name: str, does: str, run: Callable[[], str]) -> Side:
+        if run() != text:
+            raise AssertionError(f"{name} reads another text")
+        return Side(name, does, lambda: timed(run, chunks))
+
+    yield Group(
+        f"OpenAI chat, {chunks} chunks, one event a read, to Python objects whose text is read",
+        {"cpu": "µs CPU per chunk"},
+        [
+            side("turnstream", "Normalizer.feed: normalized event objects", typed),
+            side("httpx-sse + orjson", f"{version('httpx-sse')} + {orjson.__version__}: dicts, not normalized", dicts),
+        ],
+        [
+            Line(
+                "OpenAI chat → Python objects, against httpx-sse + orjson",
+                "httpx-sse + orjson",
+                "turnstream",
+                at_least(1),
+            )
+        ],
+        scale.rounds(11),
+    )
+
+
+GROUPS = {
+    "normalize": openai_chat,
+    "normalize-4k": openai_chat_4k,
+    "normalize-anthropic": anthropic,
+    "objects": objects,
+}

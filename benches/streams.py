@@ -1,0 +1,107 @@
+"""Provider streams in real wire format, made up from a fixed seed: every run and every side reads the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+WORDS = r"""
+the a of and to in is that it for on as with was by be this which or from at one had not but what all were when
+we there can an your said if will each about how up out them then she many some so these would other into has
+more stream event buffer reader writer cursor socket thread queue session latency number people because between
+naïve café Straße 東京 データ 🙂 “quoted” don't "raw" C:\temp\x
+""".split()
+
+
+def tokens(count: int, seed: int = 7) -> Iterator[str]:
+    """Pieces of text of a model's size: mostly one word with its space, at times punctuation or a line break."""
+    choose = random.Random(seed)
+    for _ in range(count):
+        roll = choose.random()
+        yield "\n\n" if roll < 0.01 else choose.choice(".,:;") if roll < 0.12 else " " + choose.choice(WORDS)
+
+
+def _data(value: object) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def openai_chat(count: int) -> list[bytes]:
+    """One chat completion, one event an item: role, `count` contents of about 300 bytes, finish, usage, `[DONE]`."""
+    choose = random.Random(11)
+    head = {
+        "id": "chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG",
+        "object": "chat.completion.chunk",
+        "created": 1741570283,
+        "model": "gpt-4o-2024-08-06",
+        "service_tier": "default",
+        "system_fingerprint": "fp_fc9f1d7035",
+    }
+
+    def chunk(delta: dict[str, object], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        padding = "".join(
+            choose.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=choose.randint(2, 14))
+        )
+        return _data({**head, "choices": [choice], "usage": None, "obfuscation": padding})
+
+    usage = {
+        "prompt_tokens": 57,
+        "completion_tokens": count,
+        "total_tokens": 57 + count,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+    return [
+        chunk({"role": "assistant", "content": "", "refusal": None}),
+        *(chunk({"content": token}) for token in tokens(count)),
+        chunk({}, "stop"),
+        _data({**head, "choices": [], "usage": usage, "obfuscation": ""}),
+        b"data: [DONE]\n\n",
+    ]
+
+
+def anthropic(count: int) -> list[bytes]:
+    """One message of one text block with `count` text deltas, as api.anthropic.com sends it. One event an item."""
+
+    def event(kind: str, **fields: object) -> bytes:
+        return b"event: " + kind.encode() + b"\n" + _data({"type": kind, **fields})
+
+    usage = {"input_tokens": 57, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 1}
+    message: dict[str, object] = {
+        "id": "msg_01XFDUDYJgAACzvnptvVoYEL",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-sonnet-4-20250514",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {**usage, "service_tier": "standard"},
+    }
+    return [
+        event("message_start", message=message),
+        event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        event("ping"),
+        *(
+            event("content_block_delta", index=0, delta={"type": "text_delta", "text": token})
+            for token in tokens(count)
+        ),
+        event("content_block_stop", index=0),
+        event(
+            "message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": count}
+        ),
+        event("message_stop"),
+    ]
+
+
+def pieces(events: list[bytes], size: int | None) -> list[bytes]:
+    """The stream as a socket gives it: one event a read (`None`), or reads of `size` bytes that know no event's end."""
+    if size is None:
+        return events
+    whole = b"".join(events)
+    return [whole[at : at + size] for at in range(0, len(whole), size)]
