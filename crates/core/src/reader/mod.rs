@@ -328,9 +328,6 @@ impl Reader {
         if let Some(pace) = self.pace.take() {
             self.session.leave_pace(&pace);
         }
-        if std::mem::take(&mut self.counted) {
-            self.session.count_reader(false);
-        }
     }
 
     fn control(&self, payload: impl Into<Payload>) -> Item {
