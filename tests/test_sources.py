@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib
 import json
 import threading
 import time
@@ -102,9 +101,9 @@ def test_an_async_source_without_a_loop_is_said_so() -> None:
 
 
 def test_server_sent_events_of_another_reader_are_framed_again() -> None:
-    httpx_sse = importlib.import_module("httpx_sse")
-    event = httpx_sse.ServerSentEvent(event="ping", data="a\nb", id="1")
-    assert b"".join(iter_chunks([event])) == b"event: ping\ndata: a\ndata: b\n\n"
+    body = b"event: ping\ndata: a\ndata: b\n\n"
+    frames = ts.SSEDecoder().feed(b"id: 1\n" + body)
+    assert b"".join(iter_chunks(frames)) == body
 
 
 def test_a_large_body_comes_in_pieces() -> None:
