@@ -9,6 +9,7 @@
 //!
 //! Format: <https://docs.claude.com/en/docs/build-with-claude/streaming>
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -16,7 +17,7 @@ use serde_json::value::RawValue;
 
 use super::lax::{Word, text_of};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
@@ -266,14 +267,24 @@ impl Anthropic {
 
     fn delta(&mut self, index: u64, delta: &Delta<'_>, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         match delta.kind.as_str() {
-            "text_delta" => out.text(self.message, delta.text.as_str()),
+            "text_delta" => {
+                out.text(self.message, delta.text.as_str());
+                if let Some(Cow::Borrowed(text)) = delta.text.0 {
+                    out.echo(Piece::Text(self.message), text);
+                }
+            }
             "input_json_delta" => {
                 // The first piece is always empty; to look for its call would be in vain where the start was lost.
                 if !delta.partial_json.is_empty() {
                     out.arguments(index, delta.partial_json.as_str());
                 }
             }
-            "thinking_delta" => self.think(delta.thinking.as_str(), out),
+            "thinking_delta" => {
+                self.think(delta.thinking.as_str(), out);
+                if let Some(Cow::Borrowed(text)) = delta.thinking.0 {
+                    out.echo(Piece::Reasoning(self.message, self.thought()), text);
+                }
+            }
             "signature_delta" => sign(index, delta.signature.as_str(), out),
             "citations_delta" => {
                 if let Some(citation) = delta.citation {
@@ -314,7 +325,12 @@ impl Anthropic {
     }
 
     fn think(&self, piece: &str, out: &mut Assembler) {
-        out.reasoning(self.message, Some(self.thoughts.saturating_sub(1)), piece);
+        out.reasoning(self.message, self.thought(), piece);
+    }
+
+    /// The part of the reasoning that is being said.
+    fn thought(&self) -> Option<u64> {
+        Some(self.thoughts.saturating_sub(1))
     }
 
     fn call_start(&mut self, index: u64, block: &Object<'_>, kind: Kind, out: &mut Assembler) -> Result<(), Malformed> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
+use super::echo::{Heard, Piece};
 use crate::event::json::write_str;
 use crate::event::{
     AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
@@ -122,6 +123,7 @@ pub struct Assembler {
     ended: bool,
     done: bool,
     unknown: Option<String>,
+    heard: Option<Heard>,
 }
 
 impl Assembler {
@@ -145,12 +147,31 @@ impl Assembler {
             ended: false,
             done: false,
             unknown: None,
+            heard: None,
         }
     }
 
     /// Names the provider, where it was not known from the start.
     pub fn set_provider(&mut self, provider: &'static str) {
         self.provider = provider;
+    }
+
+    /// Says that the frame being read held `text`, borrowed from it, as one `piece` and nothing else: another frame that
+    /// differs in that string alone may be taken without being read. Said after the piece itself.
+    pub fn echo(&mut self, piece: Piece, text: &str) {
+        self.heard = Some(Heard { piece, address: text.as_ptr() as usize, length: text.len() });
+    }
+
+    pub(super) fn take_heard(&mut self) -> Option<Heard> {
+        self.heard.take()
+    }
+
+    /// Says one piece again.
+    pub(super) fn say(&mut self, piece: Piece, text: &str) {
+        match piece {
+            Piece::Text(key) => self.text(key, text),
+            Piece::Reasoning(key, part) => self.reasoning(key, part, text),
+        }
     }
 
     /// Takes what has been put together since the last call.

@@ -8,6 +8,7 @@
 
 mod anthropic;
 mod assemble;
+mod echo;
 mod fault;
 mod lax;
 mod normalizer;
@@ -18,6 +19,7 @@ mod wire;
 use crate::frame::{Frame, FrameError};
 
 pub use assemble::{Assembler, UsageCounts};
+pub use echo::Piece;
 pub use normalizer::{Normalizer, Options};
 
 /// The codes of errors that the reader finds by itself; every other is the provider's own.
@@ -31,6 +33,11 @@ pub trait Provider: Send {
     /// The frame is not what the format says. The driver makes it a `warning` (lenient) or raises it (strict); the
     /// state machine must be able to go on with the next frame.
     fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed>;
+
+    /// Members whose values mean nothing, where a frame holds one piece and nothing else ([`Assembler::echo`]).
+    fn noise(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// The bytes have ended: says what only the end can tell. The driver then closes everything that is still open.
     fn finish(&mut self, out: &mut Assembler);

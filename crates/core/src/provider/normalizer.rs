@@ -5,12 +5,16 @@
 //! broken frame is a warning with its byte offset and the stream goes on; strict, it is an error, after which everything
 //! open has been closed; 3. nothing is put out before the provider is known.
 
+use super::echo::Echo;
 use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise};
 use crate::event::{self, Payload};
 use crate::frame::{Format, Frame, FrameError, FrameReader, Limits};
 
 /// How many frames, and how many bytes of them, wait for recognition before it is given up.
 const MAX_HELD: (usize, usize) = (64, 1 << 20);
+
+/// A stream whose frames never repeat pays for so many of them.
+const ECHO_CREDIT: u8 = 16;
 
 /// How a [`Normalizer`] reads.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +44,10 @@ struct Core {
     good: bool,
     broken: bool,
     failed: Option<ProtocolError>,
+    /// The last frame, where the next may be read by comparing.
+    echo: Option<Echo>,
+    /// How many frames may still be remembered in vain: each that is heard gives one back.
+    echo_credit: u8,
 }
 
 /// A frame, or what is wrong with one, until the provider is known.
@@ -65,7 +73,18 @@ impl Normalizer {
         };
         let out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &options.id_prefix);
         let (held, strict) = (Vec::new(), options.strict);
-        let core = Core { machine, held, held_bytes: 0, out, strict, good: false, broken: false, failed: None };
+        let core = Core {
+            machine,
+            held,
+            held_bytes: 0,
+            out,
+            strict,
+            good: false,
+            broken: false,
+            failed: None,
+            echo: None,
+            echo_credit: ECHO_CREDIT,
+        };
         Ok(Self { reader: FrameReader::new(Format::Auto, options.limits), core })
     }
 
@@ -143,7 +162,21 @@ impl Core {
 
     fn frame(&mut self, frame: &Frame<'_>) {
         let Some((_, machine)) = &mut self.machine else { return };
+        if let Some(echo) = &self.echo {
+            if let Some(text) = echo.hear(frame) {
+                self.out.say(echo.piece, &text);
+                self.echo_credit = (self.echo_credit + 1).min(ECHO_CREDIT);
+                return;
+            }
+            self.echo = None;
+        }
         let taken = machine.frame(frame, &mut self.out);
+        if let Some(heard) = self.out.take_heard()
+            && self.echo_credit > 0
+        {
+            self.echo_credit -= 1;
+            self.echo = Echo::learn(frame, heard, machine.noise());
+        }
         self.good |= taken.is_ok();
         let unknown = self.out.take_unknown();
         let fault = match (taken, unknown) {

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use super::assemble::{Assembler, UsageCounts};
 use super::fault;
 use super::lax::{Content, Count, List, Others, Word, object, text_of};
-use super::{Malformed, Provider};
+use super::{Malformed, Piece, Provider};
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind};
 use crate::frame::Frame;
 
@@ -256,8 +256,38 @@ impl Provider for OpenAiChat {
         }
     }
 
+    fn noise(&self) -> &'static [&'static str] {
+        &["created", "obfuscation", "p"]
+    }
+
     fn finish(&mut self, out: &mut Assembler) {
         self.say_metadata(out);
+    }
+}
+
+/// The one piece that a chunk holds, if it holds nothing else.
+fn only_piece<'a>(chunk: &Chunk<'a>) -> Option<(Piece, &'a str)> {
+    let [choice] = chunk.choices.items.as_slice() else { return None };
+    let delta = &choice.delta;
+    let alone = chunk.usage.is_none()
+        && chunk.error.is_none()
+        && chunk.others.is_empty()
+        && choice.finish_reason.is_empty()
+        && choice.others.is_empty()
+        && delta.here
+        && delta.refusal.is_empty()
+        && delta.tool_calls.items.is_empty()
+        && delta.others.is_empty();
+    let key = choice.index.0.unwrap_or(0);
+    match (&delta.content, &delta.reasoning.0, &delta.reasoning_content.0) {
+        _ if !alone => None,
+        (Content::Text(Cow::Borrowed(text)), None, None) if !text.is_empty() => Some((Piece::Text(key), text)),
+        (Content::Absent, Some(Cow::Borrowed(text)), None) | (Content::Absent, None, Some(Cow::Borrowed(text)))
+            if !text.is_empty() =>
+        {
+            Some((Piece::Reasoning(key, None), text))
+        }
+        _ => None,
     }
 }
 
@@ -282,7 +312,12 @@ impl OpenAiChat {
         if !chunk.here {
             return Err(Malformed("expected an object".to_owned()));
         }
-        self.chunk(chunk, event, text, out)
+        let piece = only_piece(&chunk);
+        self.chunk(chunk, event, text, out)?;
+        if let Some((piece, text)) = piece {
+            out.echo(piece, text);
+        }
+        Ok(())
     }
 
     fn chunk(&mut self, chunk: Chunk<'_>, event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::lax::{Count, Word, text_of};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::json::write_str;
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
@@ -117,6 +117,9 @@ impl Provider for OpenAiResponses {
             "output_text.delta" => {
                 let message = self.open(index, out);
                 out.text(message, head.delta.as_str());
+                if let Some(Cow::Borrowed(text)) = head.delta.0 {
+                    out.echo(Piece::Text(message), text);
+                }
                 Ok(())
             }
             "reasoning_summary_text.delta" => {
@@ -141,6 +144,10 @@ impl Provider for OpenAiResponses {
             }
             _ => self.seldom(kind, index, &head, frame, out),
         }
+    }
+
+    fn noise(&self) -> &'static [&'static str] {
+        &["sequence_number", "obfuscation"]
     }
 
     fn finish(&mut self, _: &mut Assembler) {}

@@ -1,0 +1,230 @@
+//! The shortcut for frames that differ from the one before in one string: most of any stream.
+//!
+//! A provider's server serialises one object again and again and changes the piece of text in it. Once a frame has been
+//! read in full and its provider has said that it held one piece and nothing else ([`Assembler::echo`]), the bytes
+//! around that piece are remembered; a frame that has the same bytes around another string means the same with that
+//! string. Comparing costs 40 ns where reading costs 600 (325-byte OpenAI chunks).
+//!
+//! Owns the comparison. Knows no format: which members carry noise is told by the provider. Invariants: 1. a frame that
+//! is taken here is valid JSON, as the remembered one was, and equal to it but for the piece and for the values of noise
+//! members; 2. any frame that is not taken is read in full, and ends what was remembered; 3. memory is one frame.
+//!
+//! [`Assembler::echo`]: super::Assembler::echo
+
+use std::borrow::Cow;
+
+use memchr::memmem;
+
+use crate::frame::Frame;
+
+/// What a piece is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// Text of the message under this key.
+    Text(u64),
+    /// Reasoning of the message under this key, and its part.
+    Reasoning(u64, Option<u64>),
+}
+
+/// A piece, and where it stood in memory when its frame was read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heard {
+    pub(super) piece: Piece,
+    pub(super) address: usize,
+    pub(super) length: usize,
+}
+
+/// What may differ at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hole {
+    Piece,
+    String,
+    Number,
+}
+
+/// A frame's bytes, with holes.
+#[derive(Debug)]
+pub(super) struct Echo {
+    pub(super) piece: Piece,
+    event: String,
+    /// Each hole, and the bytes before it.
+    parts: Vec<(Vec<u8>, Hole)>,
+    tail: Vec<u8>,
+}
+
+impl Echo {
+    /// Remembers `frame`, of which `heard` is a part; none where the piece was not copied from the frame as it stands.
+    pub(super) fn learn(frame: &Frame<'_>, heard: Heard, noise: &[&str]) -> Option<Self> {
+        let data = frame.data;
+        let start = heard.address.checked_sub(data.as_ptr() as usize)?;
+        let end = start.checked_add(heard.length)?;
+        if start == 0 || data.get(end) != Some(&b'"') || data[start - 1] != b'"' {
+            return None;
+        }
+        let mut holes = vec![(start, end, Hole::Piece)];
+        for name in noise {
+            // Inside a JSON string this text cannot stand: its quotes would be escaped.
+            let key = format!("\"{name}\":");
+            let Some(at) = memmem::find(data, key.as_bytes()) else { continue };
+            let value = at + key.len();
+            match data.get(value)? {
+                b'"' => {
+                    let (_, length) = string_at(&data[value + 1..])?;
+                    holes.push((value + 1, value + 1 + length, Hole::String));
+                }
+                byte if byte.is_ascii_digit() => holes.push((value, value + digits(&data[value..]), Hole::Number)),
+                _ => {}
+            }
+        }
+        holes.sort_unstable_by_key(|hole| hole.0);
+        if holes.windows(2).any(|pair| pair[0].1 > pair[1].0) {
+            return None;
+        }
+        let mut from = 0;
+        let mut parts = Vec::with_capacity(holes.len());
+        for (start, end, hole) in holes {
+            parts.push((data[from..start].to_vec(), hole));
+            from = end;
+        }
+        Some(Self { piece: heard.piece, event: frame.event.to_owned(), parts, tail: data[from..].to_vec() })
+    }
+
+    /// The piece that `frame` has where the remembered one had its own, if the rest is the same.
+    pub(super) fn hear<'a>(&self, frame: &Frame<'a>) -> Option<Cow<'a, str>> {
+        if frame.event != self.event {
+            return None;
+        }
+        let mut rest = frame.data;
+        let mut piece = None;
+        for (before, hole) in &self.parts {
+            rest = rest.strip_prefix(before.as_slice())?;
+            let length = match hole {
+                Hole::Number => digits(rest),
+                Hole::String => string_at(rest)?.1,
+                Hole::Piece => {
+                    let (plain, length) = string_at(rest)?;
+                    piece = Some((plain, &rest[..length]));
+                    length
+                }
+            };
+            if *hole == Hole::Number && (length == 0 || (length > 1 && rest[0] == b'0')) {
+                return None;
+            }
+            rest = &rest[length..];
+        }
+        if rest != self.tail && !same_but_for_blanks(rest, &self.tail) {
+            return None;
+        }
+        let (plain, text) = piece?;
+        let text = std::str::from_utf8(text).ok()?;
+        if plain {
+            return Some(Cow::Borrowed(text));
+        }
+        serde_json::from_str(&format!("\"{text}\"")).ok().map(Cow::Owned)
+    }
+}
+
+/// How far the JSON string goes that `bytes` begin inside of, and whether it has no escape.
+fn string_at(bytes: &[u8]) -> Option<(bool, usize)> {
+    let mut plain = true;
+    let mut at = 0;
+    loop {
+        match *bytes.get(at)? {
+            b'"' => return Some((plain, at)),
+            b'\\' => {
+                plain = false;
+                at += 2;
+            }
+            0..0x20 => return None,
+            _ => at += 1,
+        }
+    }
+}
+
+fn digits(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| byte.is_ascii_digit()).count()
+}
+
+/// Whether two ends of JSON objects, both beginning inside one string or both outside of any, differ in the blanks
+/// between tokens alone: some servers pad their frames.
+fn same_but_for_blanks(a: &[u8], b: &[u8]) -> bool {
+    // The padding stands before the last bracket: everything before it is equal to the byte.
+    let cut = |bytes: &[u8]| bytes.iter().rposition(|byte| !matches!(byte, b'}' | b' ')).map_or(0, |at| at + 1);
+    let (at, bt) = (cut(a), cut(b));
+    let brackets = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'}').count();
+    // A cut inside a string would be one that ends in brackets or blanks, and the string's own quote follows those.
+    a[..at] == b[..bt] && at > 0 && brackets(&a[at..]) == brackets(&b[bt..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(text: &str) -> Frame<'_> {
+        Frame { event: "", data: text.as_bytes(), offset: 0 }
+    }
+
+    /// Learns from `model`, whose piece is `piece`, and hears `text`.
+    fn hear(model: &str, piece: &str, noise: &[&str], text: &str) -> Option<String> {
+        let at = model.find(&format!("\"{piece}\"")).unwrap() + 1;
+        let heard = Heard { piece: Piece::Text(0), address: model.as_ptr() as usize + at, length: piece.len() };
+        Echo::learn(&frame(model), heard, noise)?.hear(&frame(text)).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn one_string_may_differ_and_nothing_else() {
+        let model = r#"{"id":"a","t":"one","u":null}"#;
+        assert_eq!(hear(model, "one", &[], r#"{"id":"a","t":"two","u":null}"#).as_deref(), Some("two"));
+        assert_eq!(hear(model, "one", &[], r#"{"id":"a","t":"","u":null}"#).as_deref(), Some(""));
+        assert_eq!(hear(model, "one", &[], r#"{"id":"a","t":"a\n\"\u00e9","u":null}"#).as_deref(), Some("a\n\"é"));
+        for other in [
+            r#"{"id":"b","t":"two","u":null}"#,
+            r#"{"id":"a","t":"two","u":1}"#,
+            r#"{"id":"a","t":null,"u":null}"#,
+            r#"{"id":"a","t":"two","u":null}}"#,
+            r#"{"id":"a","t":"two","u":null"#,
+            r#"{"id":"a","t":"two"#,
+            r#"{"id":"a","t":"two\"#,
+            r#"{"id":"a","t":"\x","u":null}"#,
+            "{\"id\":\"a\",\"t\":\"a\nb\",\"u\":null}",
+            r#"{"id":"a","t":"two","t":"three","u":null}"#,
+            "",
+        ] {
+            assert_eq!(hear(model, "one", &[], other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn noise_members_may_differ_too() {
+        let model = r#"{"n":12,"t":"one","o":"xyz"}"#;
+        assert_eq!(hear(model, "one", &["n", "o"], r#"{"n":13456,"t":"two","o":"q"}"#).as_deref(), Some("two"));
+        assert_eq!(hear(model, "one", &["n", "o"], r#"{"n":-1,"t":"two","o":"q"}"#), None);
+        assert_eq!(hear(model, "one", &["n", "o"], r#"{"n":01,"t":"two","o":"q"}"#), None);
+        assert_eq!(hear(model, "one", &["n", "o"], r#"{"n":1,"t":"two","o":null}"#), None);
+        assert_eq!(hear(model, "one", &[], r#"{"n":13,"t":"two","o":"xyz"}"#), None);
+    }
+
+    #[test]
+    fn padding_before_the_last_bracket_may_differ() {
+        let model = r#"{"d":{"t":"one"}   }"#;
+        assert_eq!(hear(model, "one", &[], r#"{"d":{"t":"two"}}"#).as_deref(), Some("two"));
+        assert_eq!(hear(model, "one", &[], r#"{"d":{"t":"two"}         }"#).as_deref(), Some("two"));
+        assert_eq!(hear(model, "one", &[], r#"{"d":{"t":"two"} "#), None);
+        assert_eq!(hear(r#"{"t":"one","v":"} "}"#, "one", &[], r#"{"t":"two","v":"}"}"#), None);
+    }
+
+    proptest::proptest! {
+        /// Whatever is heard, a parser reads too, and as the same.
+        #[test]
+        fn what_is_heard_is_what_a_parser_reads(piece in ".*", cut in 0..60_usize, junk in ".{0,3}") {
+            let model = r#"{"id":"a","n":7,"t":"one","o":"xyz"}"#;
+            let mut text = format!(r#"{{"id":"a","n":8,"t":{},"o":"q"}}"#, serde_json::to_string(&piece).unwrap());
+            if let Some((at, _)) = text.char_indices().nth(cut) { text.insert_str(at, &junk); }
+            if let Some(heard) = hear(model, "one", &["n", "o"], &text) {
+                let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                proptest::prop_assert_eq!(value["t"].as_str().unwrap(), heard);
+                proptest::prop_assert_eq!(&value["id"], "a");
+            }
+        }
+    }
+}
