@@ -63,10 +63,11 @@ impl Normalizer {
                 known: providers().collect::<Vec<_>>().join(", "),
             })?),
         };
-        let out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &options.id_prefix);
-        let (held, strict) = (Vec::new(), options.strict);
+        let Options { strict, id_prefix, limits } = options;
+        let out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &id_prefix);
+        let held = Vec::new();
         let core = Core { machine, held, held_bytes: 0, out, strict, good: false, broken: false, failed: None };
-        Ok(Self { reader: FrameReader::new(Format::Auto, options.limits), core })
+        Ok(Self { reader: FrameReader::new(Format::Auto, limits), core })
     }
 
     /// The provider's name; `"auto"` until it is recognised.
@@ -231,12 +232,11 @@ impl Core {
             let frames = self.held.iter().filter(|held| held.error.is_none());
             let likely =
                 frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
-            match likely.max_by_key(|(_, likeness)| *likeness) {
-                Some((name, _)) => self.recognised(name),
-                None => {
-                    self.failed = Some(ProtocolError::Unrecognised { frames: self.held.len() });
-                    self.held = Vec::new();
-                }
+            if let Some((name, _)) = likely.max_by_key(|(_, likeness)| *likeness) {
+                self.recognised(name);
+            } else {
+                self.failed = Some(ProtocolError::Unrecognised { frames: self.held.len() });
+                self.held = Vec::new();
             }
         }
     }
