@@ -1,4 +1,4 @@
-//! `OpenAI` chat completions and all who speak a dialect of it (Azure, Groq, Mistral, Perplexity, xAI, vLLM, llama.cpp and
+//! OpenAI chat completions and all who speak a dialect of it (Azure, Groq, Mistral, Perplexity, xAI, vLLM, llama.cpp and
 //! many more): chunks, whole bodies, and the older `text_completion`.
 //!
 //! Owns what the members of a `chat.completion.chunk` mean, in every place where a dialect puts them. Knows no event's
@@ -614,7 +614,7 @@ fn each<'a>(raw: &'a RawValue, see: impl FnMut(&'a RawValue)) {
     serde_json::from_str::<List<&RawValue>>(raw.get()).unwrap_or_default().items.into_iter().for_each(see);
 }
 
-/// `OpenRouter`'s list: the reasoning's text again, and what has to be sent back with the next request.
+/// OpenRouter's list: the reasoning's text again, and what has to be sent back with the next request.
 fn reasoning_details(index: u64, raw: &RawValue, only_signatures: bool, out: &mut Assembler) {
     each(raw, |raw| {
         let detail: Detail<'_> = serde_json::from_str(raw.get()).unwrap_or_default();
