@@ -812,7 +812,8 @@ fn chunks() -> impl Strategy<Value = Value> {
         Just("executed_tools"),
         Just("audio"),
     ];
-    let piece = (0..3_u64, values(), values(), values()).prop_map(
+    let word = |word: &'static str| prop_oneof![2 => Just(json!(word)), 1 => Just(json!("b")), 1 => values()];
+    let piece = (0..3_u64, word("a"), word("f"), values()).prop_map(
         |(index, id, name, arguments)| json!([{"index": index, "id": id, "function": {"name": name, "arguments": arguments}}]),
     );
     let choice = (0..3_u64, proptest::collection::vec((delta, values()), 0..3), proptest::option::of(piece), values(), values())
