@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::Deserialize;
 use turnstream_core::provider::{Normalizer, Options};
 
-const CHUNKS: usize = 20_000;
+const CHUNKS: u32 = 20_000;
 const ROUNDS: usize = 30;
 
 #[derive(Deserialize)]
@@ -49,20 +49,20 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 fn once(mut work: impl FnMut()) -> f64 {
     let started = Instant::now();
     work();
-    started.elapsed().as_secs_f64() * 1e9 / CHUNKS as f64
+    started.elapsed().as_secs_f64() * 1e9 / f64::from(CHUNKS)
 }
 
 fn main() {
     let words = ["The", " quick", " brown", " fox", ",", " jumps", " over", " the", " lazy", " dog", ".\\n"];
     let payloads: Vec<String> = (0..CHUNKS)
         .map(|index| {
-            let word = words[index % words.len()];
+            let word = words[index as usize % words.len()];
             format!(
                 r#"{{"id":"chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG","object":"chat.completion.chunk","created":1741569952,"model":"gpt-4o-2024-08-06","service_tier":"default","system_fingerprint":"fp_eb9dce56a8","choices":[{{"index":0,"delta":{{"content":"{word}"}},"logprobs":null,"finish_reason":null}}],"usage":null,"obfuscation":"Xq3vJ8s"}}"#
             )
         })
         .collect();
-    let stream: String = payloads.iter().map(|payload| format!("data: {payload}\n\n")).collect();
+    let stream = format!("data: {}\n\n", payloads.join("\n\ndata: "));
 
     let parse = || {
         for payload in &payloads {

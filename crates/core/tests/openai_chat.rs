@@ -1,5 +1,10 @@
 //! What dialects of chat completions do, one small stream each. The names carry the ids of the behaviours.
 
+mod common;
+
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnstream_core::event::Payload;
 use turnstream_core::provider::{Normalizer, Options, ProtocolError};
@@ -7,8 +12,11 @@ use turnstream_core::session::fold::{Fold, fold_bytes};
 
 /// Chunks as a server-sent stream with its `[DONE]`.
 fn sse(chunks: &[Value]) -> String {
-    let frames: String = chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect();
-    frames + "data: [DONE]\n\n"
+    let mut body = String::new();
+    for chunk in chunks {
+        let _ = write!(body, "data: {chunk}\n\n");
+    }
+    body + "data: [DONE]\n\n"
 }
 
 /// A chunk with one choice.
@@ -35,7 +43,9 @@ fn events(bytes: impl AsRef<[u8]>) -> Vec<Payload> {
 
 fn fold(bytes: impl AsRef<[u8]>) -> Value {
     let mut fold = Fold::new("openai-chat");
-    events(bytes).iter().for_each(|payload| fold.push(payload));
+    for payload in events(bytes) {
+        fold.push(&payload);
+    }
     serde_json::from_str(&fold.to_json()).expect("JSON")
 }
 
@@ -470,6 +480,18 @@ fn whole_calls_that_share_an_index_are_several() {
 }
 
 #[test]
+fn two_calls_under_one_id_stay_two() {
+    let fold = fold(sse(&[
+        call(0, &json!("same"), &json!("f"), &json!("{}")),
+        call(1, &json!("same"), &json!("g"), &json!("{}")),
+        end("tool_calls"),
+    ]));
+    let calls = calls(&fold);
+    assert_eq!((calls[0].0, calls[0].1, calls[1].1), ("same", "f", "g"));
+    assert_ne!(calls[1].0, "same");
+}
+
+#[test]
 fn arguments_may_be_an_object() {
     let fold = fold(sse(&[call(0, &json!("a"), &json!("f"), &json!({"x": 1})), end("tool_calls")]));
     assert_eq!(fold["tool_calls"][0]["arguments"], json!({"x": 1}));
@@ -697,7 +719,6 @@ fn a_million_brackets_are_a_warning() {
 
 #[test]
 fn ten_thousand_parallel_calls_cost_little() {
-    use std::fmt::Write as _;
     let mut body = String::new();
     for index in 0..10_000 {
         let _ = write!(body, "data: {}\n\n", call(index, &json!(format!("c{index}")), &json!("f"), &json!("{")));
@@ -756,4 +777,96 @@ fn cost_is_linear_in_the_deltas() {
     };
     let (few, many) = (cost(&body(10_000)), cost(&body(100_000)));
     assert!(many < few * 20, "10,000 deltas {few:?}, 100,000 {many:?}");
+}
+
+// --- streams that nobody wrote ----------------------------------------------------------------------------------------
+
+/// What a member of a chunk may hold, right or wrong.
+fn values() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        Just(json!("")),
+        "[a-zé\\n\"{}]{1,8}".prop_map(Value::from),
+        (0..4_u64).prop_map(Value::from),
+        Just(json!(true)),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!([{"type": "text", "text": "t"}, {"type": "thinking", "thinking": "h"}, "s", 7])),
+        Just(json!({"message": "m", "code": 500})),
+        Just(json!("{\"a\":1}")),
+        Just(json!({"prompt_tokens": 1, "completion_tokens": 2})),
+    ]
+}
+
+/// A chunk with some of the members that dialects have, each holding anything.
+fn chunks() -> impl Strategy<Value = Value> {
+    let delta = prop_oneof![
+        Just("content"),
+        Just("refusal"),
+        Just("reasoning"),
+        Just("reasoning_content"),
+        Just("reasoning_details"),
+        Just("function_call"),
+        Just("annotations"),
+        Just("images"),
+        Just("executed_tools"),
+        Just("audio"),
+    ];
+    let word = |word: &'static str| prop_oneof![2 => Just(json!(word)), 1 => Just(json!("b")), 1 => values()];
+    let piece = (0..3_u64, word("a"), word("f"), values()).prop_map(
+        |(index, id, name, arguments)| json!([{"index": index, "id": id, "function": {"name": name, "arguments": arguments}}]),
+    );
+    let choice = (0..3_u64, proptest::collection::vec((delta, values()), 0..3), proptest::option::of(piece), values(), values())
+        .prop_map(|(index, members, calls, finish, message)| {
+            let mut delta: serde_json::Map<String, Value> =
+                members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            if let Some(calls) = calls {
+                delta.insert("tool_calls".to_owned(), calls);
+            }
+            json!({"index": index, "delta": delta, "finish_reason": finish, "message": {"content": message}})
+        });
+    let top = prop_oneof![
+        Just("usage"),
+        Just("error"),
+        Just("citations"),
+        Just("search_results"),
+        Just("x_groq"),
+        Just("id"),
+        Just("z")
+    ];
+    (proptest::collection::vec(choice, 0..3), proptest::option::of((top, values()))).prop_map(|(choices, member)| {
+        let mut chunk = json!({"id": "m", "choices": choices});
+        if let Some((key, value)) = member {
+            chunk[key] = value;
+        }
+        chunk
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_the_rules_hold_in_any_split(
+        chunks in proptest::collection::vec(chunks(), 0..12),
+        done in any::<bool>(),
+        split in 1..40_usize,
+        drop in 0..60_usize,
+    ) {
+        let mut body = sse(&chunks);
+        body = if done { body } else { body.replace("data: [DONE]\n\n", "") };
+        let bytes = &body.as_bytes()[..body.len().saturating_sub(if done { 0 } else { drop })];
+        let read = |split: usize| {
+            let mut normalizer = Normalizer::new("openai-chat", Options::default()).expect("a known provider");
+            let mut payloads = Vec::new();
+            for piece in bytes.chunks(split) {
+                normalizer.feed(piece).expect("lenient");
+                payloads.extend(normalizer.drain());
+            }
+            let end = normalizer.finish();
+            payloads.extend(normalizer.drain());
+            (payloads, end)
+        };
+        let whole = read(usize::MAX);
+        prop_assert_eq!(common::rule_faults(&whole.0), Vec::<String>::new());
+        prop_assert_eq!(read(split), whole);
+    }
 }

@@ -90,6 +90,17 @@ struct Call {
     free_text: bool,
 }
 
+/// What has been said of the stream's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    /// Nothing.
+    Open,
+    /// A finish reason or an error.
+    Said,
+    /// That there is no more.
+    Done,
+}
+
 /// How a call's arguments ended.
 #[derive(Clone, Copy)]
 enum CallEnd {
@@ -115,13 +126,14 @@ pub struct Assembler {
     /// The ids of all messages there have been.
     message_ids: HashSet<Id>,
     calls: Vec<Call>,
+    /// The ids of the round's calls.
+    call_ids: HashSet<Id>,
     /// Where each key's open call stands.
     open_calls: HashMap<u64, usize>,
     usage: UsageCounts,
     usage_raw: Option<BTreeMap<String, Json>>,
     error: bool,
-    ended: bool,
-    done: bool,
+    end: End,
     unknown: Option<String>,
     heard: Option<Heard>,
 }
@@ -140,12 +152,12 @@ impl Assembler {
             message_index: HashMap::new(),
             message_ids: HashSet::new(),
             calls: Vec::new(),
+            call_ids: HashSet::new(),
             open_calls: HashMap::new(),
             usage: UsageCounts::default(),
             usage_raw: None,
             error: false,
-            ended: false,
-            done: false,
+            end: End::Open,
             unknown: None,
             heard: None,
         }
@@ -205,8 +217,7 @@ impl Assembler {
         if !self.round_open {
             self.round_open = true;
             // The end of the round before is not this one's.
-            self.ended = self.error;
-            self.done = false;
+            self.end = if self.error { End::Said } else { End::Open };
             self.out.push(RoundStart { model: self.model.clone(), provider: Some(self.provider.into()) }.into());
         }
     }
@@ -223,6 +234,7 @@ impl Assembler {
         self.messages.clear();
         self.message_index.clear();
         self.calls.clear();
+        self.call_ids.clear();
         self.open_calls.clear();
         if std::mem::take(&mut self.round_open) {
             let finish_reason = if self.error { Some(FinishReason::Error) } else { reason };
@@ -371,7 +383,7 @@ impl Assembler {
     /// Why the message ended, in our word and in the provider's. The last one said wins; nothing is emitted yet.
     pub fn finish_reason(&mut self, key: u64, reason: FinishReason, raw: &str) {
         let index = self.at(key);
-        self.ended = true;
+        self.end = self.end.max(End::Said);
         self.messages[index].finish = Some((reason, raw.into()));
     }
 
@@ -389,6 +401,7 @@ impl Assembler {
         for call in 0..self.calls.len() {
             if self.calls[call].message == key {
                 self.close_call(call, CallEnd::Withdrawn);
+                self.call_ids.remove(&self.calls[call].id);
             }
         }
         let message = &mut self.messages[index];
@@ -500,9 +513,11 @@ impl Assembler {
         if self.calls[index].started || self.calls[index].name.is_empty() {
             return;
         }
-        if self.calls[index].id.is_empty() {
+        // Two calls under one id would be one call to everybody behind.
+        if self.calls[index].id.is_empty() || self.call_ids.contains(&self.calls[index].id) {
             self.calls[index].id = self.mint("call");
         }
+        self.call_ids.insert(self.calls[index].id.clone());
         let message = self.at(self.calls[index].message);
         let call = &mut self.calls[index];
         call.started = true;
@@ -688,7 +703,7 @@ impl Assembler {
     /// The provider's own error, in the stream. `raw` is its object.
     pub fn error(&mut self, code: &str, message: &str, retryable: bool, raw: Option<Json>) {
         self.error = true;
-        self.ended = true;
+        self.end = self.end.max(End::Said);
         self.out.push(Error { code: code.into(), message: message.into(), retryable, fatal: true, raw }.into());
     }
 
@@ -725,13 +740,12 @@ impl Assembler {
 
     /// The provider has said that the stream is over (`[DONE]`, `message_stop`): its end is not a truncation.
     pub fn mark_ended(&mut self) {
-        self.ended = true;
-        self.done = true;
+        self.end = End::Done;
     }
 
     /// Whether an end, a finish reason or an error has been said.
     pub fn has_ended(&self) -> bool {
-        self.ended
+        self.end != End::Open
     }
 
     /// Whether an error has been said.
@@ -743,7 +757,7 @@ impl Assembler {
     pub fn finish(&mut self) {
         let unfinished = || self.messages.iter().any(|message| message.finish.is_none() && !message.closed);
         // Several answers at once: the end of one is not the end of all.
-        if !self.ended || (!self.done && !self.error && unfinished()) {
+        if self.end == End::Open || (self.end == End::Said && !self.error && unfinished()) {
             let message = "the stream ended before the provider said that it was done";
             self.error = true;
             self.out.push(

@@ -71,13 +71,12 @@ impl Normalizer {
                 known: providers().collect::<Vec<_>>().join(", "),
             })?),
         };
-        let out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &options.id_prefix);
-        let (held, strict) = (Vec::new(), options.strict);
+        let Options { strict, id_prefix, limits } = options;
         let core = Core {
+            out: Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &id_prefix),
             machine,
-            held,
+            held: Vec::new(),
             held_bytes: 0,
-            out,
             strict,
             good: false,
             broken: false,
@@ -85,7 +84,7 @@ impl Normalizer {
             echo: None,
             echo_credit: ECHO_CREDIT,
         };
-        Ok(Self { reader: FrameReader::new(Format::Auto, options.limits), core })
+        Ok(Self { reader: FrameReader::new(Format::Auto, limits), core })
     }
 
     /// The provider's name; `"auto"` until it is recognised.
@@ -264,12 +263,11 @@ impl Core {
             let frames = self.held.iter().filter(|held| held.error.is_none());
             let likely =
                 frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
-            match likely.max_by_key(|(_, likeness)| *likeness) {
-                Some((name, _)) => self.recognised(name),
-                None => {
-                    self.failed = Some(ProtocolError::Unrecognised { frames: self.held.len() });
-                    self.held = Vec::new();
-                }
+            if let Some((name, _)) = likely.max_by_key(|(_, likeness)| *likeness) {
+                self.recognised(name);
+            } else {
+                self.failed = Some(ProtocolError::Unrecognised { frames: self.held.len() });
+                self.held = Vec::new();
             }
         }
     }

@@ -1,5 +1,5 @@
-//! OpenAI chat completions and its dialects: Azure, OpenRouter, Groq, Mistral, DeepSeek, Perplexity, xAI, Together,
-//! vLLM, llama.cpp, Ollama's `/v1` and the rest; chunks, whole bodies, and the older `text_completion`.
+//! OpenAI chat completions and all who speak a dialect of it (Azure, Groq, Mistral, Perplexity, xAI, vLLM, llama.cpp and
+//! many more): chunks, whole bodies, and the older `text_completion`.
 //!
 //! Owns what the members of a `chat.completion.chunk` mean, in every place where a dialect puts them. Knows no event's
 //! order: that is the assembler's. Invariants: 1. an answer's text, reasoning and calls are each taken from one place per
@@ -223,8 +223,6 @@ struct Executed {
 pub(super) struct OpenAiChat {
     answers: Vec<Answer>,
     next_call: u64,
-    /// The id of the last answer, to tell a second one after `[DONE]` from it.
-    last_id: Box<str>,
     /// Lists of sources that some dialects repeat in every chunk.
     last_sources: [Box<str>; 2],
     urls: HashSet<Box<str>>,
@@ -298,14 +296,14 @@ impl OpenAiChat {
         }
         if text == "[DONE]" {
             self.say_metadata(out);
-            *self = Self { next_call: self.next_call, last_id: std::mem::take(&mut self.last_id), ..Self::default() };
+            *self = Self { next_call: self.next_call, ..Self::default() };
             out.mark_ended();
             out.round_end();
             return Ok(());
         }
         if event == "error" && !text.starts_with('{') {
             let quoted = || RawValue::from_string(Json::string(text).as_str().to_owned());
-            fault::report(&*RawValue::from_string(text.to_owned()).or_else(|_| quoted())?, "error", out);
+            fault::report(&RawValue::from_string(text.to_owned()).or_else(|_| quoted())?, "error", out);
             return Ok(());
         }
         let chunk: Chunk<'_> = serde_json::from_str(text)?;
@@ -402,8 +400,6 @@ impl OpenAiChat {
     }
 
     fn open(&mut self, index: u64, id: &str, out: &mut Assembler) {
-        // After `[DONE]` the same id would name two messages.
-        let id = if id == &*self.last_id && self.answers.is_empty() { "" } else { id };
         if index == 0 || id.is_empty() {
             out.open(index, id, (index > 0).then_some(index));
         } else {
@@ -412,7 +408,6 @@ impl OpenAiChat {
         while self.answers.len() as u64 <= index {
             self.answers.push(Answer::default());
         }
-        self.last_id = id.into();
     }
 
     /// What a delta or, where `whole`, a message so far says.
@@ -654,7 +649,7 @@ fn each<'a>(raw: &'a RawValue, see: impl FnMut(&'a RawValue)) {
     serde_json::from_str::<List<&RawValue>>(raw.get()).unwrap_or_default().items.into_iter().for_each(see);
 }
 
-/// `OpenRouter`'s list: the reasoning's text again, and what has to be sent back with the next request.
+/// OpenRouter's list: the reasoning's text again, and what has to be sent back with the next request.
 fn reasoning_details(index: u64, raw: &RawValue, only_signatures: bool, out: &mut Assembler) {
     each(raw, |raw| {
         let detail: Detail<'_> = serde_json::from_str(raw.get()).unwrap_or_default();

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+
+use turnstream_core::event::Payload;
 
 /// The folder of shared test data: `TURNSTREAM_SHARED`, or `shared` beside the checkout. `None` where there is none,
 /// having said so; a panic under `TURNSTREAM_REQUIRE=all`.
@@ -19,4 +22,51 @@ pub(crate) fn shared() -> Option<PathBuf> {
     );
     eprintln!("skipped: no shared test data at {}", folder.display());
     None
+}
+
+/// Every message and call that opens is closed once, every round ends, deltas belong to something open, and a message's
+/// deltas are its text.
+pub(crate) fn rule_faults(payloads: &[Payload]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut fault = |text: String| faults.push(text);
+    let mut texts = HashMap::new();
+    let (mut open_calls, mut rounds) = (HashSet::new(), 0_i32);
+    for payload in payloads {
+        match payload {
+            Payload::RoundStart(_) => rounds += 1,
+            Payload::RoundEnd(_) => rounds -= 1,
+            Payload::MessageStart(start) if texts.contains_key(&start.message_id) => {
+                fault(format!("message {} starts twice", start.message_id));
+            }
+            Payload::MessageStart(start) => {
+                texts.insert(start.message_id.clone(), Some(String::new()));
+            }
+            Payload::MessageReset(reset) => {
+                texts.insert(reset.message_id.clone(), Some(String::new()));
+            }
+            Payload::TextDelta(delta) => match texts.get_mut(&delta.message_id) {
+                Some(Some(text)) => text.push_str(&delta.text),
+                _ => fault(format!("a delta for {}, which is not open", delta.message_id)),
+            },
+            Payload::AssistantMessage(whole) => match texts.insert(whole.message_id.clone(), None) {
+                Some(Some(text)) if *whole.text == text => {}
+                _ => fault(format!("message {} is not what its deltas said", whole.message_id)),
+            },
+            Payload::ToolCallStart(start) if !open_calls.insert(start.call_id.clone()) => {
+                fault(format!("call {} starts twice", start.call_id));
+            }
+            Payload::ToolCallDelta(delta) if !open_calls.contains(&delta.call_id) => {
+                fault(format!("arguments for {}, which is not open", delta.call_id));
+            }
+            Payload::ToolCall(call) if !open_calls.remove(&call.call_id) => fault(format!("call {} was not open", call.call_id)),
+            _ => {}
+        }
+        if !(0..=1).contains(&rounds) {
+            fault("rounds overlap".to_owned());
+        }
+    }
+    if rounds != 0 || !open_calls.is_empty() || texts.values().any(Option::is_some) {
+        fault("something is still open at the end".to_owned());
+    }
+    faults
 }
