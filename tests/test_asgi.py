@@ -451,6 +451,21 @@ async def test_shutdown_lets_agents_clean_up_once(hub: ts.Hub) -> None:
     assert (ends["early"]["status"], ends["late"]["status"]) == ("completed", "cancelled")
 
 
+async def test_who_comes_while_the_server_stops(hub: ts.Hub) -> None:
+    """An EventSource is let in and sent away, to come back to the next server; on a 503 it would give up."""
+    session = hub.session("s")
+    application = app(hub, agent=lambda turn: None)
+    await application.shutdown()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://x") as http:
+        response = await http.get("/sessions/s/events")
+        assert (response.status_code, response.content) == (200, b"")
+        refused = await http.post("/sessions/s/turns", json={"input": 1})
+        assert (refused.status_code, code(refused)) == (503, "shutting_down")
+        async with application.lifespan():
+            assert (await http.post("/sessions/s/turns", json={"input": 1})).status_code == 202
+    assert session.statistics()["readers"] == 0
+
+
 async def test_a_cancelled_server_task_frees_its_readers(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     """A server without signals, as in a thread, ends its streams by cancelling them."""
     session = hub.session("s")

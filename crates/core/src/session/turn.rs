@@ -84,32 +84,33 @@ impl Session {
 
     /// Ends a turn, once: true if this call did.
     pub fn end_turn(&self, turn: u32, ending: Ending) -> bool {
-        self.change(|inner| {
-            let runs = inner.state.running && inner.state.turn == turn;
-            if runs {
-                inner.finish_turn(turn, ending);
-                inner.cancelling = None;
-                inner.settle();
-            }
-            runs
+        self.end_with(turn, |inner| {
+            inner.finish_turn(turn, ending);
         })
     }
 
     /// Logs a fatal error and ends the turn as failed, once: true if this call did.
     pub fn fail_turn(&self, turn: u32, code: &str, message: &str) -> bool {
-        self.change(|inner| {
-            let runs = inner.state.running && inner.state.turn == turn;
-            if runs {
-                let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
-                inner.push(error.into(), None, turn);
-                let error = Some(error_json(code, message, false));
-                inner
-                    .finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
-                inner.cancelling = None;
-                inner.settle();
-            }
-            runs
+        self.end_with(turn, |inner| {
+            let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
+            inner.push(error.into(), None, turn);
+            let error = Some(error_json(code, message, false));
+            inner.finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
         })
+    }
+
+    fn end_with(&self, turn: u32, end: impl FnOnce(&mut Inner)) -> bool {
+        let (runs, hook) = self.change(|inner| {
+            let runs = inner.state.running && inner.state.turn == turn;
+            if !runs {
+                return (false, None);
+            }
+            end(inner);
+            inner.settle();
+            (true, inner.cancelling.take())
+        });
+        drop(hook); // as in `on_cancel`
+        runs
     }
 
     /// What [`Self::cancel`] calls, once, to stop the running turn's work; at once if the turn was cancelled already.
