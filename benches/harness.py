@@ -207,8 +207,11 @@ ROUND_S = 0.02
 
 
 def repeated(work: Callable[[], object], items: int, *, unit: float = 1e6) -> Callable[[], Cost]:
-    """A round of `work`, as often as fills 20 ms. Else a side that is over in one would be measured with the caches that
-    the side before it left behind, and the longer side with its own."""
+    """A round of `work`, as often as fills 20 ms.
+
+    Else a side that is over in one would be measured with the caches that the side before it left, and the longer side
+    with its own.
+    """
     times = 0
 
     def run() -> Cost:

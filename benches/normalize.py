@@ -210,6 +210,7 @@ def objects(scale: Scale) -> Iterator[Group]:
     import httpx
     import httpx_sse
     import orjson
+
     import turnstream as ts
 
     chunks = scale.items(CHUNKS)

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
 
-import turnstream as ts
 import uvicorn
 from fastapi import FastAPI
 
+import turnstream as ts
 from benches import streams
 
 
