@@ -74,7 +74,7 @@ def markdown(reports: list[Report]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    import turnstream as ts
+    from turnstream import _native
 
     def installed(name: str) -> str:
         try:
@@ -85,7 +85,7 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "turnstream": installed("turnstream"),
-        "debug_build": getattr(ts, "debug_build", None),
+        "debug_build": _native.debug_build,
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
     }

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import turnstream as ts
-
 from benches import streams
 from benches.harness import Cost, Group, Line, Scale, Side, at_most, timed
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import culsans
 import janus
-import turnstream as ts
 
+import turnstream as ts
 from benches import native
 from benches.harness import Absent, Cost, Group, Line, Scale, Side, at_least, timed
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benches import native, streams
-from benches.harness import HERE, Absent, Cost, Group, Line, Scale, Side, Worker, at_least, at_most, timed
+from benches.harness import HERE, Absent, Cost, Group, Line, Scale, Side, Worker, at_least, at_most, repeated
 
 CHUNKS = 2000
 HEADERS = {"content-type": "text/event-stream"}
@@ -46,7 +46,7 @@ def ours(provider: str, pieces: list[bytes], chunks: int, name: str = "turnstrea
 
     if run() < chunks * 100:
         raise AssertionError("fewer SSE bytes than the deltas must make")
-    return Side(name, "feed → log, folded → SSE frames, every delta by itself", lambda: timed(run, chunks))
+    return Side(name, "feed → log, folded → SSE frames, every delta by itself", repeated(run, chunks))
 
 
 def openai_sdk(pieces: list[bytes], chunks: int) -> Side:
@@ -60,7 +60,7 @@ def openai_sdk(pieces: list[bytes], chunks: int) -> Side:
         for _ in client.chat.completions.create(model="gpt-4o", messages=ASK, stream=True):
             pass
 
-    return Side("openai SDK", f"{openai.__version__}, sync client: chunk objects, unread", lambda: timed(run, chunks))
+    return Side("openai SDK", f"{openai.__version__}, sync client: chunk objects, unread", repeated(run, chunks))
 
 
 def anthropic_sdk(pieces: list[bytes], chunks: int) -> Side:
@@ -74,9 +74,7 @@ def anthropic_sdk(pieces: list[bytes], chunks: int) -> Side:
         for _ in client.messages.create(model="claude", max_tokens=1, messages=ASK, stream=True):
             pass
 
-    return Side(
-        "anthropic SDK", f"{anthropic.__version__}, sync client: event objects, unread", lambda: timed(run, chunks)
-    )
+    return Side("anthropic SDK", f"{anthropic.__version__}, sync client: event objects, unread", repeated(run, chunks))
 
 
 def pydantic_ai(pieces: list[bytes], chunks: int, stack: ExitStack) -> Side | Absent:
@@ -108,7 +106,7 @@ def pydantic_ai(pieces: list[bytes], chunks: int, stack: ExitStack) -> Side | Ab
     return Side(
         "pydantic-ai",
         f"{package.__version__}, on the async openai SDK: its own events, unread",
-        lambda: timed(lambda: loop.run(read()), chunks),
+        repeated(lambda: loop.run(read()), chunks),
     )
 
 
@@ -212,6 +210,7 @@ def objects(scale: Scale) -> Iterator[Group]:
     import httpx
     import httpx_sse
     import orjson
+
     import turnstream as ts
 
     chunks = scale.items(CHUNKS)
@@ -242,7 +241,7 @@ def objects(scale: Scale) -> Iterator[Group]:
     def side(name: str, does: str, run: Callable[[], str]) -> Side:
         if run() != text:
             raise AssertionError(f"{name} reads another text")
-        return Side(name, does, lambda: timed(run, chunks))
+        return Side(name, does, repeated(run, chunks))
 
     yield Group(
         f"OpenAI chat, {chunks} chunks, one event a read, to Python objects whose text is read",

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import turnstream as ts
-
 from benches import streams
 from benches.harness import Absent, Cost, Group, Line, Scale, Side, at_least, timed
 

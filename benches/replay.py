@@ -47,7 +47,7 @@ def contender(name: str, does: str, kind: str, events: int, stack: ExitStack) ->
         response = fetch(port, path)
         waited = time.perf_counter() - wall
         worked = worker.cpu() - cpu
-        if (sent := response.count(b"id: ")) != events:
+        if (sent := response.count(b"\nid: ")) != events:
             raise AssertionError(f"{name} sent {sent} of {events} events: {response[:300]!r}")
         return {"cpu": worked * 1e6 / events, "wall": waited * 1e6 / events}
 

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
 
-import turnstream as ts
 import uvicorn
 from fastapi import FastAPI
 
+import turnstream as ts
 from benches import streams
 
 
@@ -47,7 +47,7 @@ def turnstream(app: FastAPI, hub: ts.Hub, session: ts.Session) -> tuple[str, str
 def sse_starlette(app: FastAPI, hub: ts.Hub, session: ts.Session) -> tuple[str, str]:
     from sse_starlette import EventSourceResponse, ServerSentEvent
 
-    log = [(event.cursor, event.type, event.json()) for event in session.read()]
+    log = [(f"{session.epoch}.{event.seq}", event.type, event.json()) for event in session.read()]
 
     async def replay() -> AsyncIterator[ServerSentEvent]:
         for cursor, kind, data in log:
@@ -63,7 +63,7 @@ def sse_starlette(app: FastAPI, hub: ts.Hub, session: ts.Session) -> tuple[str, 
 def fastapi_sse(app: FastAPI, hub: ts.Hub, session: ts.Session) -> tuple[str, str]:
     from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-    log = [(event.cursor, event.type, event.json()) for event in session.read()]
+    log = [(f"{session.epoch}.{event.seq}", event.type, event.json()) for event in session.read()]
 
     @app.get("/events", response_class=EventSourceResponse)
     async def events() -> AsyncIterator[ServerSentEvent]:

@@ -6,12 +6,13 @@ import json
 import random
 from collections.abc import Iterator
 
-WORDS = r"""
+PROSE = r"""
 the a of and to in is that it for on as with was by be this which or from at one had not but what all were when
 we there can an your said if will each about how up out them then she many some so these would other into has
 more stream event buffer reader writer cursor socket thread queue session latency number people because between
 naïve café Straße 東京 データ 🙂 “quoted” don't "raw" C:\temp\x
-""".split()
+"""
+WORDS = PROSE.split()
 
 
 def tokens(count: int, seed: int = 7) -> Iterator[str]:
