@@ -100,7 +100,14 @@ impl Echo {
             rest = rest.strip_prefix(before.as_slice())?;
             let length = match hole {
                 Hole::Number => digits(rest),
-                Hole::String => string_at(rest)?.1,
+                Hole::String => {
+                    // Nobody looks at it, so it must need no look: no escape that could be a wrong one.
+                    let (plain, length) = string_at(rest)?;
+                    if !plain || !rest[..length].is_ascii() {
+                        return None;
+                    }
+                    length
+                }
                 Hole::Piece => {
                     let (plain, length) = string_at(rest)?;
                     piece = Some((plain, &rest[..length]));

@@ -5,6 +5,7 @@
 //! and all are in `choices`; 3. `error` is the provider's own, what the reader itself found missing is a warning.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Error, Field, FinishReason, Id, Json, Kind, Payload, Text, ToolCall, Usage, Warning};
@@ -176,6 +177,10 @@ impl Fold {
     }
 
     fn message(&mut self, id: &Id) -> Option<&mut Answer> {
+        // The message that is being said is the last, and its deltas share its id.
+        if self.messages.last().is_some_and(|(_, last)| Arc::ptr_eq(&last.message_id, id)) {
+            return self.messages.last_mut().map(|(_, last)| last);
+        }
         self.by_id.get(id).map(|&index| &mut self.messages[index].1)
     }
 
