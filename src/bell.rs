@@ -245,5 +245,5 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         keywords.set_item("after_in_child", hook)?;
         os.call_method("register_at_fork", (), Some(&keywords))?;
     }
-    module.add_class::<Bell>()
+    Ok(())
 }

@@ -117,7 +117,7 @@ impl Writer {
         } else if let Ok(number) = value.cast::<PyInt>() {
             match number.extract::<u64>() {
                 Ok(small) => write_u64(out, small),
-                Err(_) => self.integer(out, value)?,
+                Err(_) => self.integer(out, value),
             }
         } else if let Ok(number) = value.cast::<PyFloat>() {
             let number = number.value();
@@ -142,14 +142,12 @@ impl Writer {
     }
 
     /// Integers beyond 64 bits keep their digits; a subclass of int (an enum) is written as its number.
-    #[allow(clippy::unused_self, reason = "reads as one family with its siblings")]
-    fn integer(&self, out: &mut Vec<u8>, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn integer(&self, out: &mut Vec<u8>, value: &Bound<'_, PyAny>) {
         let plain = value.py().get_type::<PyInt>().call_method1("__repr__", (value,));
         match plain.and_then(|digits| digits.extract::<String>()) {
             Ok(digits) => out.extend_from_slice(digits.as_bytes()),
             Err(_) => placeholder(out, "int"), // beyond the interpreter's own limit on digits
         }
-        Ok(())
     }
 
     fn member(&self, out: &mut Vec<u8>, key: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<()> {

@@ -60,7 +60,7 @@ impl Comments {
 #[pymethods]
 impl SSEDecoder {
     #[new]
-    #[pyo3(signature = (*, lenient = false, max_line_bytes = Limits::default().max_line_bytes, max_event_bytes = Limits::default().max_event_bytes))]
+    #[pyo3(signature = (*, lenient = false, max_line_bytes = 67_108_864, max_event_bytes = 67_108_864))]
     fn new(lenient: bool, max_line_bytes: usize, max_event_bytes: usize) -> Self {
         let decoder = Decoder::new(Limits { max_line_bytes, max_event_bytes }).lenient(lenient);
         let comments = Comments { texts: VecDeque::new(), bytes: 0, limit: max_line_bytes.saturating_add(COMMENT_BYTES) };

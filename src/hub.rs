@@ -29,14 +29,14 @@ pub struct Limits {
 #[pymethods]
 impl Limits {
     #[new]
-    #[pyo3(signature = (*, max_events = 100_000, max_bytes = 64 << 20, max_age_s = 3600.0))]
+    #[pyo3(signature = (*, max_events = 100_000, max_bytes = 67_108_864, max_age_s = 3600.0))]
     fn new(max_events: usize, max_bytes: usize, max_age_s: f64) -> PyResult<Self> {
         if max_events == 0 || max_bytes == 0 || max_age_s.is_nan() || max_age_s <= 0.0 {
             return Err(PyValueError::new_err("limits: expected numbers above 0"));
         }
-        let max_age_ms = (max_age_s * 1000.0).min(1e15).ceil();
+        let milliseconds = (max_age_s * 1000.0).min(1e15).ceil();
         #[allow(clippy::cast_sign_loss, reason = "checked above")]
-        Ok(Self { limits: core::Limits { max_events, max_bytes, max_age_ms: max_age_ms as u64 } })
+        Ok(Self { limits: core::Limits { max_events, max_bytes, max_age_ms: milliseconds as u64 } })
     }
 
     /// Events in a session's log.

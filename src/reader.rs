@@ -484,7 +484,7 @@ impl FrameReader {
             this.wake(|source| source.heartbeat_due = true);
             return Ok(());
         }
-        Self::set_timer(slf, this.heartbeat - silent)
+        Self::set_timer(slf, this.heartbeat.saturating_sub(silent))
     }
 
     fn __iter__(slf: Py<Self>) -> BlockingFrameReader {

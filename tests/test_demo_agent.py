@@ -120,7 +120,9 @@ def test_tools() -> None:
 async def test_the_recorded_agent_plans_codes_and_reviews() -> None:
     prompt = 'Measure 静かな朝 "quoted" 👩‍🚀'
     events = await play(demo.recorded_agent(pace=0), prompt)
-    of = lambda kind: [event.to_dict() for event in events if event.type == kind]  # noqa: E731
+
+    def of(kind: str) -> list[dict[str, Any]]:
+        return [event.to_dict() for event in events if event.type == kind]
 
     assert [stage["stage"] for stage in of("stage_start")] == ["plan", "code", "review"]
     assert [stage["status"] for stage in of("stage_end")] == ["completed"] * 3

@@ -1,25 +1,29 @@
 """The Rust side of turnstream. Import its names from `turnstream`, never from here."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeAlias, final
 
+from typing_extensions import disjoint_base
+
 from turnstream.message import Message
 
+__all__: list[str]
 __version__: str
 debug_build: bool
 EVENT_TYPES: dict[str, type[Event]]
 """The class of each type, by its name on the wire."""
 
-FinishReason: TypeAlias = Literal[
+_FinishReason: TypeAlias = Literal[
     "stop", "length", "tool_calls", "content_filter", "refusal", "pause", "error", "cancelled", "unknown"
 ]
-Origin: TypeAlias = Literal["provider", "transcript", "fallback"]
-Kind: TypeAlias = Literal["client", "server", "command", "file_change", "mcp"]
-Status: TypeAlias = Literal["completed", "failed", "cancelled", "incomplete"]
+_Origin: TypeAlias = Literal["provider", "transcript", "fallback"]
+_Kind: TypeAlias = Literal["client", "server", "command", "file_change", "mcp"]
+_Status: TypeAlias = Literal["completed", "failed", "cancelled", "incomplete"]
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
+@disjoint_base
 class Event:
     """One immutable fact. Equal by content, hashable, picklable; safe to share between threads.
 
@@ -96,11 +100,13 @@ class RoundEnd(Event):
     __match_args__: ClassVar[tuple[str, ...]]
     def __new__(cls, **fields: Any) -> Self: ...
     @property
-    def finish_reason(self) -> FinishReason | None: ...
+    def finish_reason(self) -> _FinishReason | None: ...
 
 @final
 class MessageStart(Event):
-    """`message_start` (boundary): A message opens. `choice` is its index where the provider answers several times at once."""
+    """`message_start` (boundary): A message opens. `choice` is its index where the provider answers several times at
+    once.
+    """
 
     __match_args__: ClassVar[tuple[str, ...]]
     def __new__(cls, **fields: Any) -> Self: ...
@@ -141,7 +147,7 @@ class AssistantMessage(Event):
     @property
     def tool_calls(self) -> list[dict[str, Any]]: ...
     @property
-    def finish_reason(self) -> FinishReason: ...
+    def finish_reason(self) -> _FinishReason: ...
     @property
     def finish_reason_raw(self) -> str | None: ...
     @property
@@ -149,7 +155,7 @@ class AssistantMessage(Event):
     @property
     def streamed(self) -> bool: ...
     @property
-    def origin(self) -> Origin: ...
+    def origin(self) -> _Origin: ...
     @property
     def choice(self) -> int | None: ...
 
@@ -164,13 +170,15 @@ class ToolCallStart(Event):
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> _Kind: ...
     @property
     def message_id(self) -> str | None: ...
 
 @final
 class ToolCall(Event):
-    """`tool_call` (boundary): A tool call, whole. Where the arguments are not JSON, `arguments` is null and the error says why."""
+    """`tool_call` (boundary): A tool call, whole. Where the arguments are not JSON, `arguments` is null and the error
+    says why.
+    """
 
     __match_args__: ClassVar[tuple[str, ...]]
     def __new__(cls, **fields: Any) -> Self: ...
@@ -185,7 +193,7 @@ class ToolCall(Event):
     @property
     def arguments_error(self) -> str | None: ...
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> _Kind: ...
     @property
     def message_id(self) -> str | None: ...
 
@@ -278,7 +286,9 @@ class File(Event):
 
 @final
 class Usage(Event):
-    """`usage` (boundary): What one model call consumed: totals that include their cached and reasoning parts. `raw` as sent."""
+    """`usage` (boundary): What one model call consumed: totals that include their cached and reasoning parts. `raw` as
+    sent.
+    """
 
     __match_args__: ClassVar[tuple[str, ...]]
     def __new__(cls, **fields: Any) -> Self: ...
@@ -360,7 +370,7 @@ class Completion(Event):
     __match_args__: ClassVar[tuple[str, ...]]
     def __new__(cls, **fields: Any) -> Self: ...
     @property
-    def status(self) -> Status: ...
+    def status(self) -> _Status: ...
     @property
     def reason(self) -> str | None: ...
     @property
@@ -527,7 +537,9 @@ class SSEDecoder:
     are the newest, as many as `max_line_bytes` hold.
     """
 
-    def __init__(self, *, lenient: bool = False, max_line_bytes: int = ..., max_event_bytes: int = ...) -> None: ...
+    def __new__(
+        cls, *, lenient: bool = False, max_line_bytes: int = 67_108_864, max_event_bytes: int = 67_108_864
+    ) -> Self: ...
     def feed(self, data: bytes | bytearray) -> list[Frame]: ...
     def finish(self) -> list[Frame]: ...
     @property
@@ -585,7 +597,9 @@ class TurnFeed:
 
 @final
 class Limits:
-    """How much a session keeps. What no longer fits leaves the log: deltas of finished messages first, then the oldest."""
+    """How much a session keeps. What no longer fits leaves the log: deltas of finished messages first, then the
+    oldest.
+    """
 
     def __new__(cls, *, max_events: int = 100_000, max_bytes: int = 67_108_864, max_age_s: float = 3600.0) -> Self: ...
     @property
@@ -679,13 +693,13 @@ class Session:
         follows, or after `limit` events.
         """
     def status(self) -> dict[str, Any]:
-        """`{"session_id", "state", "turn", "epoch", "head", "earliest", "cursor", "earliest_cursor", "progress", "usage",
-        "error", "readers", "started", "updated"}`; `state` is idle, running, completed, failed, cancelled, incomplete or
-        ended; times are Unix milliseconds."""
+        """The status page: session_id, state, turn, epoch, head, earliest, cursor, earliest_cursor, progress, usage,
+        error, readers, started, updated. `state` is idle, running, completed, failed, cancelled, incomplete or ended;
+        times are Unix milliseconds."""
     def messages(self) -> list[dict[str, Any]]:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
-        `{"role", "turn", "message_id", "text", "reasoning", "tool_calls": [{"call_id", "name", "arguments", "output", …}],
-        "done", …}`."""
+        `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,
+        arguments, and its output once there is one."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
     def statistics(self) -> dict[str, int]:
@@ -703,8 +717,8 @@ class Emitter:
     """Appends events to a session, from any thread. See `Session.emitter`."""
 
     def __call__(self, type: str, payload: Any = None, *, turn: int | None = None, **fields: Any) -> int:
-        """Appends one event; returns its seq. Without `turn`, the running one is meant, or the session itself where none
-        runs. What JSON cannot say becomes a typed placeholder. PayloadError where type or fields are not of the
+        """Appends one event; returns its seq. Without `turn`, the running one is meant, or the session itself where
+        none runs. What JSON cannot say becomes a typed placeholder. PayloadError where type or fields are not of the
         vocabulary, TurnEnded after the turn's completion, SessionClosed after the session's end."""
 
 @final
@@ -748,9 +762,7 @@ class Turn:
         """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name."""
     def relay(self, source: Any, provider: str = "auto", *, strict: bool = False) -> Coroutine[Any, Any, Message]:
         """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message."""
-    def complete(
-        self, result: str | None = None, *, status: Status | None = None, reason: str | None = None
-    ) -> None:
+    def complete(self, result: str | None = None, *, status: _Status | None = None, reason: str | None = None) -> None:
         """Ends the turn. `result` is the message where no other said anything. A second call does nothing.
 
         Without a `status`: completed, unless its events say failed or incomplete.

@@ -78,7 +78,7 @@ _STATUS: dict[type[TurnstreamError], int] = {
     PayloadError: 422,
 }
 
-log = logging.getLogger("turnstream")
+log: logging.Logger = logging.getLogger("turnstream")
 
 
 # --- errors and answers ---------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class HTTPError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
         self.extra = extra
 
     @classmethod
@@ -196,7 +196,7 @@ class Streams:
     """The event streams that are open on one loop, so that they can be ended when the server is to stop."""
 
     def __init__(self) -> None:
-        self.closing = False
+        self.closing: bool = False
         self._open: dict[asyncio.Task[Any], FrameReader] = {}
 
     @contextmanager

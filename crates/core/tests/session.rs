@@ -404,7 +404,9 @@ fn edge_35_many_emitters_make_one_sequence_without_holes() {
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     end(&session, turn);
     let events = all(&session);
     assert!(events.iter().map(|event| event.seq).eq(1..=2002));

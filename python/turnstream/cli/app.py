@@ -14,7 +14,7 @@ import typer
 
 import turnstream as ts
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="The event stream between an agent and the people watching it.",
     no_args_is_help=True,
     add_completion=False,

@@ -45,7 +45,7 @@ class Run:
     def __init__(self, turn: Turn, pace: float) -> None:
         self.turn = turn
         self.pace = pace
-        self.prompt = prompt_of(turn.input)
+        self.prompt: str = prompt_of(turn.input)
 
     async def plan(self) -> None:
         self._begin("plan", "analyst", 1, "measures the request")

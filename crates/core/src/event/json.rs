@@ -161,12 +161,14 @@ static ESCAPES: [u8; 256] = {
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = ONES << 7;
+    const QUOTES: u64 = ONES * 0x22;
+    const BACKSLASHES: u64 = ONES * 0x5c;
     let (words, rest) = bytes.as_chunks::<8>();
     for (i, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
         let zero = |word: u64| word.wrapping_sub(ONES) & !word;
         let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let found = (control | zero(word ^ (ONES * b'"' as u64)) | zero(word ^ (ONES * b'\\' as u64))) & HIGH;
+        let found = (control | zero(word ^ QUOTES) | zero(word ^ BACKSLASHES)) & HIGH;
         if found != 0 {
             // A borrow can set bits above a byte that was found, never below it.
             return i * 8 + found.trailing_zeros() as usize / 8;

@@ -282,7 +282,7 @@ impl Anthropic {
             "thinking_delta" => {
                 self.think(delta.thinking.as_str(), out);
                 if let Some(Cow::Borrowed(text)) = delta.thinking.0 {
-                    out.echo(Piece::Reasoning(self.message, self.thought()), text);
+                    out.echo(Piece::Reasoning(self.message, Some(self.thought())), text);
                 }
             }
             "signature_delta" => sign(index, delta.signature.as_str(), out),
@@ -325,12 +325,12 @@ impl Anthropic {
     }
 
     fn think(&self, piece: &str, out: &mut Assembler) {
-        out.reasoning(self.message, self.thought(), piece);
+        out.reasoning(self.message, Some(self.thought()), piece);
     }
 
     /// The part of the reasoning that is being said.
-    fn thought(&self) -> Option<u64> {
-        Some(self.thoughts.saturating_sub(1))
+    fn thought(&self) -> u64 {
+        self.thoughts.saturating_sub(1)
     }
 
     fn call_start(&mut self, index: u64, block: &Object<'_>, kind: Kind, out: &mut Assembler) -> Result<(), Malformed> {

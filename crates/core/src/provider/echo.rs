@@ -158,7 +158,7 @@ fn same_but_for_blanks(a: &[u8], b: &[u8]) -> bool {
     // The padding stands before the last bracket: everything before it is equal to the byte.
     let cut = |bytes: &[u8]| bytes.iter().rposition(|byte| !matches!(byte, b'}' | b' ')).map_or(0, |at| at + 1);
     let (at, bt) = (cut(a), cut(b));
-    let brackets = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'}').count();
+    let brackets = |bytes: &[u8]| memchr::memchr_iter(b'}', bytes).count();
     // A cut inside a string would be one that ends in brackets or blanks, and the string's own quote follows those.
     a[..at] == b[..bt] && at > 0 && brackets(&a[at..]) == brackets(&b[bt..])
 }

@@ -545,10 +545,9 @@ impl OpenAiChat {
         let mut output = tokens.output.0;
         // xAI counts reasoning beside the completion; its total gives it away.
         if let (Some(input), Some(said), Some(total), Some(reasoning @ 1..)) = (tokens.input.0, output, tokens.total.0, reasoning)
+            && input.checked_add(said).and_then(|sum| sum.checked_add(reasoning)) == Some(total)
         {
-            if input.checked_add(said).and_then(|sum| sum.checked_add(reasoning)) == Some(total) {
-                output = Some(said + reasoning);
-            }
+            output = Some(said + reasoning);
         }
         let counts = UsageCounts {
             input: tokens.input.0,

@@ -207,8 +207,8 @@ impl Reader {
             status = Status::Finished;
         }
         session.count_reader(true);
-        let pace = (options.pace_window > 0).then(|| Arc::new(Pace { seq: seq.into(), window: options.pace_window }));
-        if let Some(pace) = &pace {
+        let pacing = (options.pace_window > 0).then(|| Arc::new(Pace { seq: seq.into(), window: options.pace_window }));
+        if let Some(pace) = &pacing {
             session.join_pace(pace.clone());
         }
         Ok(Self {
@@ -220,7 +220,7 @@ impl Reader {
             merge: options.merge,
             status,
             snapshot,
-            pace,
+            pace: pacing,
             ticket: 0,
             ended: false,
             counted: true,

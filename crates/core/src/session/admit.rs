@@ -268,12 +268,11 @@ impl Inner {
         }
         let text = whole.text.strip_prefix(shown.text.as_str()).map(Text::from);
         let reasoning = whole.reasoning.strip_prefix(shown.reasoning.as_str()).map(Text::from);
-        let (text, reasoning) = match (text, reasoning) {
-            (Some(text), Some(reasoning)) => (text, reasoning),
-            _ => {
-                self.push(MessageReset { message_id: id.clone(), reason: Some("contradicted".into()) }.into(), None, turn);
-                (whole.text.clone(), whole.reasoning.clone())
-            }
+        let (text, reasoning) = if let (Some(text), Some(reasoning)) = (text, reasoning) {
+            (text, reasoning)
+        } else {
+            self.push(MessageReset { message_id: id.clone(), reason: Some("contradicted".into()) }.into(), None, turn);
+            (whole.text.clone(), whole.reasoning.clone())
         };
         if !reasoning.is_empty() {
             self.push(ReasoningDelta { message_id: id.clone(), text: reasoning, part: None }.into(), None, turn);
@@ -321,7 +320,7 @@ impl Inner {
             Some(at) => {
                 let call = &self.state.calls[at];
                 if whole.name.is_empty() {
-                    whole.name = call.name.clone();
+                    whole.name.clone_from(&call.name);
                 }
                 if whole.message_id.is_none() {
                     whole.message_id.clone_from(&call.message_id);

@@ -212,7 +212,7 @@ impl State {
             }
             Payload::MessageStart(start) => {
                 let message = self.open_message(turn, &start.message_id);
-                message.role = start.role.clone();
+                message.role.clone_from(&start.role);
                 message.model.clone_from(&start.model);
                 message.choice = start.choice;
             }
@@ -242,14 +242,14 @@ impl State {
             }
             Payload::ToolCallStart(start) => {
                 let call = self.open_call(turn, round, &start.call_id);
-                call.name = start.name.clone();
+                call.name.clone_from(&start.name);
                 call.kind = start.kind;
                 call.message_id.clone_from(&start.message_id);
                 self.refer(start.message_id.as_ref(), &start.call_id, &start.name);
             }
             Payload::ToolCall(whole) => {
                 let call = self.open_call(turn, round, &whole.call_id);
-                call.name = whole.name.clone();
+                call.name.clone_from(&whole.name);
                 call.kind = whole.kind;
                 call.arguments_raw = whole.arguments_raw.to_string();
                 call.arguments.clone_from(&whole.arguments);
