@@ -30,5 +30,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     provider::register(module)?;
     hub::register(module)?;
     turn::register(module)?;
-    reader::register(module)
+    reader::register(module)?;
+    // The package says what is public; PyO3's own list would name every helper too.
+    module.delattr("__all__")
 }

@@ -8,7 +8,6 @@ from typing_extensions import disjoint_base
 
 from turnstream.message import Message
 
-__all__: list[str]
 __version__: str
 debug_build: bool
 EVENT_TYPES: dict[str, type[Event]]
