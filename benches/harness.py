@@ -148,6 +148,7 @@ class Report:
                 "over": verdict.line.over,
                 "under": verdict.line.under,
                 "column": verdict.column,
+                "floor": verdict.line.floor,
                 "value": verdict.value,
                 "target": target,
                 "verdict": verdict.word,
@@ -157,6 +158,7 @@ class Report:
         return {
             "name": self.name,
             "title": self.group.title,
+            "rounds": self.group.rounds,
             "columns": self.group.columns,
             "sides": [side(one) for one in self.group.sides],
             "lines": [line(one) for one in self.verdicts],
