@@ -172,6 +172,20 @@ def openai_chat(scale: Scale) -> Iterator[Group]:
 
 
 @contextmanager
+def openai_chat_parsed(scale: Scale) -> Iterator[Group]:
+    """No chunk is like the one before, so that every one of them is parsed."""
+    chunks = scale.items(CHUNKS)
+    events = streams.openai_chat(chunks, answers=2)
+    yield Group(
+        f"OpenAI chat, {chunks} chunks of two answers in turn, one event a read: every chunk is parsed",
+        {"cpu": "µs CPU per chunk"},
+        [ours("openai-chat", events, chunks), openai_sdk(events, chunks)],
+        [Line("OpenAI chat, two answers in turn, against the openai SDK", "openai SDK", "turnstream")],
+        scale.rounds(11),
+    )
+
+
+@contextmanager
 def relay(scale: Scale) -> Iterator[Group]:
     """The same work as an application writes it: `await turn.relay(source)`, and a client that reads meanwhile."""
     import httpx2
@@ -322,6 +336,7 @@ def objects(scale: Scale) -> Iterator[Group]:
 GROUPS = {
     "normalize": openai_chat,
     "normalize-4k": openai_chat_4k,
+    "normalize-parsed": openai_chat_parsed,
     "relay": relay,
     "normalize-anthropic": anthropic,
     "objects": objects,
