@@ -1,4 +1,7 @@
-"""Runs the measurements and prints what they say. `--help` tells the options, README.md how to read the figures."""
+"""Runs the measurements and prints what they say. `--help` tells the options, README.md how to read the figures.
+
+Each group runs in a process of its own, so that no heap and no thread of one weighs on another.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,20 @@ import importlib
 import json
 import os
 import platform
+import subprocess
 import sys
-import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benches.harness import Absent, Report, Scale, Setup, Verdict, measure, median
+from benches.harness import HERE, Scale, Setup, measure
 
 MODULES = ("normalize", "ready", "crossing", "replay", "bounds")
 """In the order of the table."""
+GROUP_TIMEOUT_S = 600
+
+Report = dict[str, Any]
+"""A group's report as `harness.Report.to_dict` gives it."""
 
 
 def setups() -> dict[str, Setup]:
@@ -26,50 +33,59 @@ def setups() -> dict[str, Setup]:
     return groups
 
 
+def measured(name: str, quick: bool) -> Report | None:
+    """The report of a group, from a fresh process; None where it broke, which it has said on standard error."""
+    command = [sys.executable, "-m", "benches", "--inside", name, *(["--quick"] if quick else [])]
+    done = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.PIPE, timeout=GROUP_TIMEOUT_S, check=False)
+    if done.returncode:
+        return None
+    report: Report = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
 def figure(value: float) -> str:
     """Three digits that mean something."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def show(report: Report) -> None:
-    group = report.group
-    print(f"\n{report.name}: {group.title}; {group.rounds} rounds\n  {' | '.join(group.columns.values())}")
-    for side in group.sides:
-        if isinstance(side, Absent):
-            print(f"    {side.name:20} skipped: {side.reason}")
+    columns: dict[str, str] = report["columns"]
+    print(f"\n{report['name']}: {report['title']}; {report['rounds']} rounds\n  {' | '.join(columns.values())}")
+    for side in report["sides"]:
+        if "skipped" in side:
+            print(f"    {side['name']:20} skipped: {side['skipped']}")
             continue
-        rounds = report.samples[side.name]
         cells = []
-        for column in group.columns:
-            costs = [cost[column] for cost in rounds]
-            cells.append(f"{figure(median(rounds, column)):>8} ({figure(min(costs))}–{figure(max(costs))})")
-        print(f"    {side.name:20} {' | '.join(f'{cell:24}' for cell in cells)} {side.does}")
-    for verdict in report.verdicts:
-        print(f"  {verdict.line.title}: {result(verdict)}  {verdict.word}")
-
-
-def result(verdict: Verdict) -> str:
-    if verdict.value is None:
-        return f"skipped: {verdict.skipped}"
-    sign = "×" if verdict.line.under is not None else ""
-    wanted = f"  (target {verdict.line.target}{sign})" if verdict.line.target else ""
-    return f"{figure(verdict.value)}{sign}{wanted}"
+        for column in columns:
+            costs = [cost[column] for cost in side["rounds"]]
+            cells.append(f"{figure(side['median'][column]):>8} ({figure(min(costs))}–{figure(max(costs))})")
+        print(f"    {side['name']:20} {' | '.join(f'{cell:24}' for cell in cells)} {side['does']}")
+    for line in report["lines"]:
+        sign = "×" if line["under"] else ""
+        if line["value"] is None:
+            print(f"  {line['title']}: skipped: {line['skipped']}")
+            continue
+        wanted = f"  (target {line['target']}{sign})  {line['verdict']}" if line["target"] else ""
+        print(f"  {line['title']}: {figure(line['value'])}{sign}{wanted}")
 
 
 def markdown(reports: list[Report]) -> str:
     """The README's table: one row a line, both sides' own figures beside the ratio."""
     rows = ["| measured | turnstream | against | ratio | target | |", "|---|---|---|---|---|---|"]
     for report in reports:
-        for verdict in report.verdicts:
-            line, unit = verdict.line, report.group.columns[verdict.column]
-            if verdict.value is None:
-                rows.append(f"| {line.title} | | | skipped: {verdict.skipped} | {line.target or ''} | |")
+        medians = {side["name"]: side["median"] for side in report["sides"] if "median" in side}
+        for line in report["lines"]:
+            title, target, column = line["title"], line["target"] or "", line["column"]
+            if line["value"] is None:
+                rows.append(f"| {title} | | | skipped: {line['skipped']} | {target} | |")
                 continue
-            over = figure(median(report.samples[line.over], verdict.column))
-            under = "" if line.under is None else figure(median(report.samples[line.under], verdict.column))
-            ours, theirs = (over, under) if line.floor or line.under is None else (under, over)
-            ratio = f"**{figure(verdict.value)}{'×' if under else ''}**"
-            rows.append(f"| {line.title} | {ours} {unit} | {theirs} | {ratio} | {line.target or ''} | {verdict.word} |")
+            over = figure(medians[line["over"]][column])
+            under = figure(medians[line["under"]][column]) if line["under"] else ""
+            ours, theirs = (over, under) if line["floor"] or not under else (under, over)
+            ratio = f"**{figure(line['value'])}{'×' if under else ''}**"
+            rows.append(
+                f"| {title} | {ours} {report['columns'][column]} | {theirs} | {ratio} | {target} | {line['verdict']} |"
+            )
     return "\n".join(rows)
 
 
@@ -87,12 +103,12 @@ def machine() -> dict[str, Any]:
         "turnstream": installed("turnstream"),
         "debug_build": _native.debug_build,
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 2),
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benches", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benches", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", metavar="NAME", help="groups whose name starts so; may be repeated")
     parser.add_argument(
         "--quick", action="store_true", help="three rounds of a tenth of the work: does everything run?"
@@ -100,34 +116,37 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="every round's figures, for programs")
     parser.add_argument("--markdown", action="store_true", help="the README's table, after the rest")
     parser.add_argument("--strict", action="store_true", help="exit 1 on a missed target")
+    parser.add_argument("--inside", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.inside:
+        with setups()[options.inside](Scale(quick=options.quick)) as group:
+            print(json.dumps(measure(options.inside, group).to_dict()))
+        return 0
 
     here = machine()
     print(", ".join(f"{name} {value}" for name, value in here.items()))
     if here["debug_build"]:
         print("warning: a debug build of turnstream; its figures mean nothing")
-    reports, broken = [], []
-    for name, setup in setups().items():
+    reports: list[Report] = []
+    broken: list[str] = []
+    for name in setups():
         if options.only and not any(name.startswith(only) for only in options.only):
             continue
-        try:
-            with setup(Scale(quick=options.quick)) as group:
-                reports.append(measure(name, group))
-                show(reports[-1])
-        except Exception:  # one that breaks does not hide the others; the exit status tells
+        report = measured(name, options.quick)
+        if report is None:  # one that breaks does not hide the others; the exit status tells
             broken.append(name)
             print(f"\n{name}: broken")
-            traceback.print_exc()
+        else:
+            reports.append(report)
+            show(report)
         sys.stdout.flush()
     if options.markdown:
         print("\n" + markdown(reports))
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": here, "groups": [report.to_dict() for report in reports]}, indent=1)
-        )
-    missed = [verdict.line.title for report in reports for verdict in report.verdicts if verdict.word == "MISS"]
-    met = sum(verdict.word == "ok" for report in reports for verdict in report.verdicts)
-    print(f"\n{met} targets met, {len(missed)} missed, {len(broken)} broken {' '.join(broken)}".rstrip())
+        options.json.write_text(json.dumps({"machine": here, "groups": reports}, indent=1))
+    verdicts = [line["verdict"] for report in reports for line in report["lines"]]
+    missed = verdicts.count("MISS")
+    print(f"\n{verdicts.count('ok')} targets met, {missed} missed, {len(broken)} broken {' '.join(broken)}".rstrip())
     return 1 if broken or (options.strict and missed) else 0
 
 

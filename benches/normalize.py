@@ -172,6 +172,77 @@ def openai_chat(scale: Scale) -> Iterator[Group]:
 
 
 @contextmanager
+def openai_chat_parsed(scale: Scale) -> Iterator[Group]:
+    """No chunk is like the one before, so that every one of them is parsed."""
+    chunks = scale.items(CHUNKS)
+    events = streams.openai_chat(chunks, answers=2)
+    yield Group(
+        f"OpenAI chat, {chunks} chunks of two answers in turn, one event a read: every chunk is parsed",
+        {"cpu": "µs CPU per chunk"},
+        [ours("openai-chat", events, chunks), openai_sdk(events, chunks)],
+        [Line("OpenAI chat, two answers in turn, against the openai SDK", "openai SDK", "turnstream")],
+        scale.rounds(11),
+    )
+
+
+@contextmanager
+def relay(scale: Scale) -> Iterator[Group]:
+    """The same work as an application writes it: `await turn.relay(source)`, and a client that reads meanwhile."""
+    import httpx2
+    import openai
+
+    import turnstream as ts
+
+    chunks = scale.items(CHUNKS)
+    events = streams.openai_chat(chunks)
+    hub = ts.Hub()
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in events:
+            yield piece
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=HEADERS, content=body()))
+    client = openai.AsyncOpenAI(api_key="-", http_client=httpx2.AsyncClient(transport=transport))
+
+    async def sdk() -> None:
+        async for _ in await client.chat.completions.create(model="gpt-4o", messages=ASK, stream=True):
+            pass
+
+    async def ours() -> None:
+        session = hub.session()
+
+        async def frames() -> int:
+            return sum([len(frames) async for frames in session.frames(deltas="exact")])
+
+        reading = asyncio.create_task(frames())
+        with session.turn() as turn:
+            await turn.relay(body(), provider="openai-chat")
+        if await reading < chunks * 100:
+            raise AssertionError("fewer SSE bytes than the deltas must make")
+        hub.delete(session.id)
+
+    with asyncio.Runner() as loop:
+        yield Group(
+            f"OpenAI chat, {chunks} chunks, one event a read, from an async iterator",
+            {"cpu": "µs CPU per chunk"},
+            [
+                Side(
+                    "turnstream",
+                    "turn.relay into the log, async for over its frames",
+                    repeated(lambda: loop.run(ours()), chunks),
+                ),
+                Side(
+                    "openai SDK",
+                    f"{openai.__version__}, async client: unread",
+                    repeated(lambda: loop.run(sdk()), chunks),
+                ),
+            ],
+            [Line("`await turn.relay` → log → SSE, against the async openai SDK", "openai SDK", "turnstream")],
+            scale.rounds(11),
+        )
+
+
+@contextmanager
 def openai_chat_4k(scale: Scale) -> Iterator[Group]:
     chunks = scale.items(CHUNKS)
     pieces = streams.pieces(streams.openai_chat(chunks), 4096)
@@ -265,6 +336,8 @@ def objects(scale: Scale) -> Iterator[Group]:
 GROUPS = {
     "normalize": openai_chat,
     "normalize-4k": openai_chat_4k,
+    "normalize-parsed": openai_chat_parsed,
+    "relay": relay,
     "normalize-anthropic": anthropic,
     "objects": objects,
 }

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from benches.harness import Absent, Cost, Group, Line, Scale, Side, Worker, at_least
+from benches.harness import ROUND_S, Absent, Cost, Group, Line, Scale, Side, Worker, at_least
 
 EVENTS = 5000
 LAST_CHUNK = b"0\r\n\r\n"
@@ -43,13 +43,16 @@ def contender(name: str, does: str, kind: str, events: int, stack: ExitStack) ->
     port, path = worker.hello["port"], worker.hello["path"]
 
     def run() -> Cost:
-        cpu, wall = worker.cpu(), time.perf_counter()
-        response = fetch(port, path)
-        waited = time.perf_counter() - wall
+        cpu, waited, times = worker.cpu(), 0.0, 0
+        while waited < ROUND_S:
+            start = time.perf_counter()
+            response = fetch(port, path)
+            waited += time.perf_counter() - start
+            times += 1
+            if (sent := response.count(b"\nid: ")) != events:
+                raise AssertionError(f"{name} sent {sent} of {events} events: {response[:300]!r}")
         worked = worker.cpu() - cpu
-        if (sent := response.count(b"\nid: ")) != events:
-            raise AssertionError(f"{name} sent {sent} of {events} events: {response[:300]!r}")
-        return {"cpu": worked * 1e6 / events, "wall": waited * 1e6 / events}
+        return {"cpu": worked * 1e6 / (events * times), "wall": waited * 1e6 / (events * times)}
 
     return Side(name, f"{worker.hello['does']}; {does}", run)
 

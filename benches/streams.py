@@ -27,8 +27,11 @@ def _data(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def openai_chat(count: int) -> list[bytes]:
-    """One chat completion, one event an item: role, `count` contents of about 300 bytes, finish, usage, `[DONE]`."""
+def openai_chat(count: int, answers: int = 1) -> list[bytes]:
+    """One chat completion, one event an item: role, `count` contents of about 300 bytes, finish, usage, `[DONE]`.
+
+    Several answers (`n`) take turns, chunk by chunk.
+    """
     choose = random.Random(11)
     head = {
         "id": "chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG",
@@ -39,8 +42,8 @@ def openai_chat(count: int) -> list[bytes]:
         "system_fingerprint": "fp_fc9f1d7035",
     }
 
-    def chunk(delta: dict[str, object], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def chunk(delta: dict[str, object], finish: str | None = None, index: int = 0) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         padding = "".join(
             choose.choices("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=choose.randint(2, 14))
         )
@@ -59,9 +62,9 @@ def openai_chat(count: int) -> list[bytes]:
         },
     }
     return [
-        chunk({"role": "assistant", "content": "", "refusal": None}),
-        *(chunk({"content": token}) for token in tokens(count)),
-        chunk({}, "stop"),
+        *(chunk({"role": "assistant", "content": "", "refusal": None}, index=index) for index in range(answers)),
+        *(chunk({"content": token}, index=at % answers) for at, token in enumerate(tokens(count))),
+        *(chunk({}, "stop", index=index) for index in range(answers)),
         _data({**head, "choices": [], "usage": usage, "obfuscation": ""}),
         b"data: [DONE]\n\n",
     ]

@@ -549,6 +549,14 @@ fn layouts_that_servers_get_wrong_or_choose() {
 }
 
 #[test]
+fn chunks_that_share_an_event_are_all_read_though_the_next_event_begins_alike() {
+    let [a, b, c] = ["a", "b", "c"].map(|text| chunk(&json!({"content": text})));
+    let shared = |second: &Value| format!("data: {a}\ndata: {second}\n\n");
+    let stream = shared(&b) + &shared(&c) + &sse(&[end("stop")]);
+    assert_eq!(events(stream), events(sse(&[a.clone(), b.clone(), a.clone(), c.clone(), end("stop")])));
+}
+
+#[test]
 fn errors_in_all_their_forms() {
     let forms = [
         (json!({"error": {"message": "m", "type": "server_error", "code": null}}), "server_error", true),

@@ -91,7 +91,9 @@ impl Echo {
 
     /// The piece that `frame` has where the remembered one had its own, if the rest is the same.
     pub(super) fn hear<'a>(&self, frame: &Frame<'a>) -> Option<Cow<'a, str>> {
-        if frame.event != self.event {
+        // Not `!=`: glibc's memcmp loads a whole vector, masked, which took 120 ns a frame where a short name stood at the
+        // end of a page.
+        if !frame.event.bytes().eq(self.event.bytes()) {
             return None;
         }
         let mut rest = frame.data;

@@ -248,7 +248,9 @@ impl Provider for OpenAiChat {
         match self.data(frame.event, text, out) {
             // Servers that end their events with one line break instead of two: several chunks in one event.
             Err(_) if text.lines().nth(1).is_some_and(|second| second.starts_with(['{', '['])) => {
-                text.lines().try_for_each(|line| self.data(frame.event, line.trim_ascii(), out))
+                let taken = text.lines().try_for_each(|line| self.data(frame.event, line.trim_ascii(), out));
+                out.take_heard(); // one line's piece; the frame holds the others too
+                taken
             }
             done => done,
         }
