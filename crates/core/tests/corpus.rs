@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 use turnstream_core::event::Payload;
-use turnstream_core::provider::{Normalizer, Options};
+use turnstream_core::provider::{Normalizer, Options, ProtocolError};
 use turnstream_core::session::fold::{Fold, fold_bytes};
 
 /// Which provider reads a recorded protocol.
@@ -16,12 +16,14 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("completions", "openai-chat"),
     ("anthropic", "anthropic"),
     ("openai-responses", "openai-responses"),
+    ("gemini", "gemini"),
 ];
 
 const FOLDERS: &[&str] = &[
     "openai-chat",
     "openai-responses",
     "anthropic",
+    "gemini",
     "groq",
     "deepseek",
     "openrouter",
@@ -59,6 +61,12 @@ const JUDGED_DIFFERENTLY: &[(&str, &str, &str)] = &[
         "tool_calls",
         "the same: the accumulator puts the second call's arguments into the first call",
     ),
+];
+
+/// Streams in which nothing tells the format: a name has to.
+const NOTHING_TO_RECOGNISE: &[&str] = &[
+    // Its only frame is an object of nobody's.
+    "gemini/firebase-vertexai-streaming-failure-invalid-json",
 ];
 
 /// The most bytes of a stream that is cut at every byte; a longer one is cut at every byte of its ends and some 128 others.
@@ -137,7 +145,25 @@ fn short(value: &impl ToString) -> String {
 }
 
 fn differ(what: &str, got: &Value, wanted: &Value) -> Option<String> {
-    (got != wanted).then(|| format!("{what}: got {}, wanted {}", short(got), short(wanted)))
+    (!same(got, wanted)).then(|| format!("{what}: got {}, wanted {}", short(got), short(wanted)))
+}
+
+/// Equal as JSON, where 2 and 2.0 are one number.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
+/// Whether an error says what the oracle says: the message itself, or what an SDK's exception wraps up in its own.
+fn same_error(got: &Value, wanted: &Value) -> bool {
+    let (got, said) = (got["message"].as_str().unwrap_or_default(), wanted["message"].as_str().unwrap_or_default());
+    got == said || (wanted["type"].as_str().is_some_and(|of| of.ends_with("Error")) && !got.is_empty() && said.contains(got))
 }
 
 /// An answer's members against an oracle's.
@@ -146,7 +172,11 @@ fn answer_faults(got: &Value, wanted: &dyn Fn(&str) -> Value) -> Vec<String> {
     for member in ["text", "reasoning"] {
         faults.extend(differ(member, &got[member], &wanted(member)));
     }
-    faults.extend(differ("finish_reason", &got["finish_reason_raw"], &wanted("finish_reason")));
+    let reason = match wanted("finish_reason") {
+        Value::Number(number) => Value::String(number.to_string()),
+        word => word,
+    };
+    faults.extend(differ("finish_reason", &got["finish_reason_raw"], &reason));
     // An empty refusal is none.
     if !matches!(wanted("refusal"), Value::Null) && wanted("refusal") != "" {
         faults.extend(differ("refusal", &got["refusal"], &wanted("refusal")));
@@ -203,8 +233,8 @@ fn agrees_with_its_oracle() {
         let error = oracle(&case.expected, "error");
         if error.is_null() {
             faults.extend(differ("error", &got["error"], &Value::Null));
-        } else {
-            faults.extend(differ("error", &got["error"]["message"], &error["message"]));
+        } else if !same_error(&got["error"], error) {
+            faults.push(format!("error: got {}, wanted {}", short(&got["error"]), short(error)));
         }
         let choices = case.expected["choices"].as_array().cloned().unwrap_or_default();
         if choices.len() != got["choices"].as_array().map_or(0, Vec::len) {
@@ -250,6 +280,7 @@ fn recognised_without_a_name() {
             let same = fold.provider == case.provider && fold.to_json() == named.to_json();
             if same { vec![] } else { vec![format!("read as {}", fold.provider)] }
         }
+        Err(ProtocolError::Unrecognised { .. }) if NOTHING_TO_RECOGNISE.contains(&case.name.as_str()) => vec![],
         Err(error) => vec![error.to_string()],
     });
 }

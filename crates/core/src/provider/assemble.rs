@@ -132,6 +132,8 @@ pub struct Assembler {
     open_calls: HashMap<u64, usize>,
     usage: UsageCounts,
     usage_raw: Option<BTreeMap<String, Json>>,
+    /// The last whole count, not yet merged into `usage_raw`: some providers send one with every chunk.
+    usage_snapshot: Option<Box<RawValue>>,
     error: bool,
     end: End,
     unknown: Option<String>,
@@ -156,6 +158,7 @@ impl Assembler {
             open_calls: HashMap::new(),
             usage: UsageCounts::default(),
             usage_raw: None,
+            usage_snapshot: None,
             error: false,
             end: End::Open,
             unknown: None,
@@ -380,7 +383,8 @@ impl Assembler {
         self.out.push(RefusalDelta { message_id: message.id.clone(), text: piece.into() }.into());
     }
 
-    /// Why the message ended, in our word and in the provider's. The last one said wins; nothing is emitted yet.
+    /// Why the message ended, in our word and in the provider's, blank where it has none. The last one said wins; nothing is
+    /// emitted yet.
     pub fn finish_reason(&mut self, key: u64, reason: FinishReason, raw: &str) {
         let index = self.at(key);
         self.end = self.end.max(End::Said);
@@ -421,7 +425,7 @@ impl Assembler {
             return;
         }
         let (mut finish_reason, raw) = match &message.finish {
-            Some((reason, raw)) => (*reason, Some(raw.clone())),
+            Some((reason, raw)) => (*reason, (!raw.is_empty()).then(|| raw.clone())),
             None => (FinishReason::Unknown, None),
         };
         if error {
@@ -660,7 +664,25 @@ impl Assembler {
     /// What the call consumed, so far or in all: the last value wins per field, and one `usage` goes out with the
     /// round's end. `raw` is the provider's object, merged field by field; its nulls never erase a value.
     pub fn usage(&mut self, counts: UsageCounts, raw: &RawValue) {
+        self.merge_snapshot();
         self.usage.merge(counts);
+        self.merge_usage(raw);
+    }
+
+    /// The whole count so far: takes the place of what was said of this call before, and costs one copy.
+    pub fn usage_whole(&mut self, counts: UsageCounts, raw: &RawValue) {
+        self.usage = counts;
+        self.usage_raw = None;
+        self.usage_snapshot = Some(raw.to_owned());
+    }
+
+    fn merge_snapshot(&mut self) {
+        if let Some(raw) = self.usage_snapshot.take() {
+            self.merge_usage(&raw);
+        }
+    }
+
+    fn merge_usage(&mut self, raw: &RawValue) {
         let Ok(fields) = serde_json::from_str::<HashMap<String, &RawValue>>(raw.get()) else { return };
         let merged = self.usage_raw.get_or_insert_default();
         for (key, value) in fields {
@@ -672,6 +694,7 @@ impl Assembler {
     }
 
     fn flush_usage(&mut self) {
+        self.merge_snapshot();
         let counts = std::mem::take(&mut self.usage);
         let Some(fields) = self.usage_raw.take() else { return };
         let mut raw = Vec::with_capacity(256);

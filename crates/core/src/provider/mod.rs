@@ -7,13 +7,17 @@
 //! vocabulary has no word for passes as `provider_event`; 5. memory is a small multiple of the input.
 
 mod anthropic;
+mod arguments;
 mod assemble;
 mod echo;
 mod fault;
+mod gemini;
 mod lax;
 mod normalizer;
 mod openai_chat;
 mod openai_responses;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 use crate::frame::{Frame, FrameError};
@@ -64,6 +68,7 @@ struct Entry {
 /// Every wire format that can be read, sorted by name: a new one is one line here.
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {
         name: "openai-responses",

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::lax::{Count, Key, List, Word};
+use super::lax::{Count, Key, List, Others, Word};
 use super::{Assembler, Malformed};
 use crate::event::Json;
 use crate::event::json::write_str;
@@ -76,23 +76,11 @@ impl<'a> Object<'a> {
         known: &[&str],
         out: &mut Assembler,
     ) -> Result<(), Malformed> {
-        self.others(known).try_for_each(|(key, raw)| {
-            let value = Json::from_raw(raw)?;
-            let mut data = vec![b'{'];
-            write_str(&mut data, id_key);
-            data.push(b':');
-            write_str(&mut data, id);
-            data.push(b',');
-            write_str(&mut data, key);
-            data.push(b':');
-            data.extend_from_slice(value.as_str().as_bytes());
-            data.push(b'}');
-            out.provider_event(key, Some(Json::from_written(data)));
-            Ok(())
-        })
+        self.others(known).try_for_each(|(key, raw)| pass_of((id_key, id), key, raw, out))
     }
 
-    fn others(&self, known: &[&str]) -> impl Iterator<Item = (&str, &'a RawValue)> {
+    /// The members that are not null and not among `known`.
+    pub(super) fn others(&self, known: &[&str]) -> impl Iterator<Item = (&str, &'a RawValue)> {
         self.0.iter().filter(|(key, raw)| raw.get() != "null" && !known.contains(&&**key)).map(|(key, raw)| (&**key, *raw))
     }
 }
@@ -123,8 +111,60 @@ pub(super) fn pass(name: &str, raw: &RawValue, out: &mut Assembler) -> Result<()
     Ok(())
 }
 
+/// Passes `raw` on under `name`, beside the id of what it belongs to, under `id_key`.
+pub(super) fn pass_of((id_key, id): (&str, &str), name: &str, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
+    let value = Json::from_raw(raw)?;
+    let mut data = vec![b'{'];
+    write_str(&mut data, id_key);
+    data.push(b':');
+    write_str(&mut data, id);
+    data.push(b',');
+    write_str(&mut data, name);
+    data.push(b':');
+    data.extend_from_slice(value.as_str().as_bytes());
+    data.push(b'}');
+    out.provider_event(name, Some(Json::from_written(data)));
+    Ok(())
+}
+
 /// Passes `raw` on, of a kind that the format does not name; a strict reader refuses it.
 pub(super) fn unknown(name: &str, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
     out.unknown(name, Some(Json::from_raw(raw)?));
     Ok(())
+}
+
+/// Members about the stream, which many providers repeat in every chunk: the newest value passes at the end.
+#[derive(Default)]
+pub(super) struct Latest(Vec<(Box<str>, Box<RawValue>)>);
+
+impl Latest {
+    /// Most names that are kept; beyond them a value passes at once.
+    const MAX: usize = 64;
+
+    /// Keeps `raw`, unless it holds nothing.
+    pub(super) fn keep(&mut self, name: &str, raw: &RawValue, out: &mut Assembler) {
+        if matches!(raw.get(), "null" | "{}" | "[]" | "\"\"") {
+            return;
+        }
+        match self.0.iter().position(|(known, _)| **known == *name) {
+            Some(at) if self.0[at].1.get() == raw.get() => {}
+            Some(at) => self.0[at].1 = raw.to_owned(),
+            None if self.0.len() < Self::MAX => self.0.push((name.into(), raw.to_owned())),
+            None => out.provider_event(name, Json::from_raw(raw).ok()),
+        }
+    }
+
+    /// Keeps all of an object's members that have no name there.
+    pub(super) fn keep_all(&mut self, others: &Others<'_>, out: &mut Assembler) {
+        for (name, raw) in others {
+            self.keep(name, raw, out);
+        }
+    }
+
+    /// The end has come.
+    pub(super) fn say(&mut self, out: &mut Assembler) {
+        for (name, raw) in self.0.drain(..) {
+            out.provider_event(&name, Json::from_raw(&raw).ok());
+        }
+    }
 }
