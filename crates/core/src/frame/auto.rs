@@ -8,7 +8,7 @@
 
 use super::lines::Bom;
 use super::sse::{self, Item, split_field};
-use super::{Frame, FrameError, Limits, Sink, json};
+use super::{Frame, FrameError, Limits, Sink, aws, json};
 
 /// How frames are laid out in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +21,8 @@ pub enum Format {
     Sse,
     /// NDJSON, a JSON body, a JSON array of frames.
     Json,
+    /// AWS event stream messages.
+    Aws,
 }
 
 #[derive(Debug, Clone)]
@@ -28,6 +30,7 @@ enum Mode {
     Sniff(Format, Bom),
     Sse(Box<Events>),
     Json(json::Reader),
+    Aws(aws::Reader),
     Dead,
 }
 
@@ -52,6 +55,7 @@ impl FrameReader {
             Mode::Sniff(format, _) => *format,
             Mode::Sse(_) => Format::Sse,
             Mode::Json(_) => Format::Json,
+            Mode::Aws(_) => Format::Aws,
             Mode::Dead => Format::Auto,
         }
     }
@@ -82,16 +86,22 @@ impl FrameReader {
         match std::mem::replace(&mut self.mode, Mode::Dead) {
             Mode::Sse(mut events) => events.finish(out),
             Mode::Json(mut reader) => reader.finish(out),
+            Mode::Aws(mut reader) => reader.finish(out),
             Mode::Sniff(..) | Mode::Dead => {}
         }
     }
 
     fn start(&mut self, format: Format, first: u8) {
-        let json = format == Format::Json || (format == Format::Auto && matches!(first, b'{' | b'['));
-        self.mode = if json {
-            Mode::Json(json::Reader::new(self.limits, self.position))
-        } else {
-            Mode::Sse(Box::new(Events::new(self.limits, self.position)))
+        let format = match (format, first) {
+            (Format::Auto, b'{' | b'[') => Format::Json,
+            // No text begins so; the first message's length does. Its prelude's checksum has the last word.
+            (Format::Auto, 0) => Format::Aws,
+            (format, _) => format,
+        };
+        self.mode = match format {
+            Format::Json => Mode::Json(json::Reader::new(self.limits, self.position)),
+            Format::Aws => Mode::Aws(aws::Reader::new(self.limits, self.position)),
+            Format::Sse | Format::Auto => Mode::Sse(Box::new(Events::new(self.limits, self.position))),
         };
     }
 
@@ -99,6 +109,7 @@ impl FrameReader {
         match &mut self.mode {
             Mode::Sse(events) => events.feed(chunk, out),
             Mode::Json(reader) => reader.feed(chunk, out),
+            Mode::Aws(reader) => reader.feed(chunk, out),
             Mode::Sniff(..) | Mode::Dead => {}
         }
     }
@@ -257,6 +268,16 @@ mod tests {
         }
         assert_eq!(said(""), [""; 0]);
         assert_eq!(said("\u{feff} \n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_message_of_aws_begins_with_zero() {
+        let bytes = [aws::encode::event("chunk", "{}"), aws::encode::exception("throttlingException", "{}")].concat();
+        let frames = ["chunk|{}", "throttlingException|{}"];
+        assert_eq!(read(Limits::default(), &[&bytes]), frames);
+        assert_eq!(read(Limits::default(), &bytes.chunks(1).collect::<Vec<_>>()), frames);
+        let lost = "!!lost in aws event stream at byte 0: the prelude's checksum does not match";
+        assert_eq!(read(Limits::default(), &[&[0; 40]]), [lost]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! 3. no reader does I/O; 4. a frame's data is UTF-8: a bad sequence becomes U+FFFD.
 
 mod auto;
+pub mod aws;
 pub mod json;
 mod lines;
 pub mod sse;
@@ -61,6 +62,16 @@ pub enum FrameError {
     /// The bytes break the format; the reader goes on after them.
     #[error("malformed {format} at byte {offset}: {reason}")]
     Malformed {
+        /// Which format.
+        format: &'static str,
+        /// Where.
+        offset: u64,
+        /// What was seen.
+        reason: String,
+    },
+    /// The bytes break the format where it says how to go on: nothing after them can be read.
+    #[error("lost in {format} at byte {offset}: {reason}")]
+    Lost {
         /// Which format.
         format: &'static str,
         /// Where.
