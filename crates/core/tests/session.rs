@@ -277,6 +277,35 @@ fn edge_36_a_second_end_is_refused_and_so_is_whatever_follows() {
 }
 
 #[test]
+fn an_error_that_the_stream_said_on_its_way_out_is_not_said_twice() {
+    let session = session();
+    let turn = start(&session);
+    emit(&session, "error", r#"{"code":"source_error","message":"connection reset","retryable":true,"fatal":true}"#);
+    assert!(session.fail_turn(turn, "source_error", "SourceError: connection reset"));
+    assert_eq!(kinds(&all(&session)), ["turn_start", "error", "completion"]);
+    assert_eq!(session.result().unwrap().to_value()["error"]["message"], "connection reset");
+    let turn = start(&session);
+    emit(&session, "error", r#"{"code":"source_error","message":"connection reset","fatal":true}"#);
+    assert!(session.fail_turn(turn, "agent_error", "KeyError: x"));
+    assert_eq!(kinds(&all(&session)[3..]), ["turn_start", "error", "error", "completion"]);
+}
+
+#[test]
+fn a_withdrawn_message_takes_its_calls_along_and_a_contradicted_one_keeps_them() {
+    for (reason, calls) in [("restarted", 0), ("contradicted", 1)] {
+        let session = session();
+        let turn = start(&session);
+        emit(&session, "text_delta", r#"{"message_id":"m","text":"x"}"#);
+        emit(&session, "tool_call_start", r#"{"call_id":"c","name":"f","message_id":"m"}"#);
+        emit(&session, "message_reset", &format!(r#"{{"message_id":"m","reason":"{reason}"}}"#));
+        emit(&session, "assistant_message", r#"{"message_id":"m"}"#);
+        end(&session, turn);
+        assert_eq!(session.look(|state| state.messages[0].calls.len()), calls);
+        assert!(session.look(|state| state.messages[0].text.is_empty()));
+    }
+}
+
+#[test]
 fn edge_39_a_second_start_while_one_runs_is_a_conflict() {
     let session = session();
     start(&session);

@@ -19,7 +19,8 @@ macro_rules! vocabulary {
             RoundEnd "round_end" boundary { finish_reason? FinishReason }
             /// A message opens. `choice` is its index where the provider answers several times at once.
             MessageStart "message_start" boundary { message_id: Id, role: Text, model? Text, choice? u64 }
-            /// What was shown of the message is withdrawn; what follows replaces it.
+            /// What was shown of the message is withdrawn; what follows replaces it. Its calls stand where the reason is
+            /// `contradicted`, and are withdrawn with it otherwise.
             MessageReset "message_reset" boundary { message_id: Id, reason? Text }
             /// The message, whole: closes it, once, whether or not deltas came.
             AssistantMessage "assistant_message" boundary {

@@ -221,6 +221,10 @@ impl State {
                 message.text.clear();
                 message.reasoning.clear();
                 message.refusal = None;
+                // What contradicts is said anew and its calls stand; what is withdrawn goes with its calls.
+                if reset.reason.as_deref() != Some("contradicted") {
+                    message.calls.clear();
+                }
             }
             Payload::AssistantMessage(whole) => {
                 let message = self.open_message(turn, &whole.message_id);
@@ -245,7 +249,10 @@ impl State {
                 call.name.clone_from(&start.name);
                 call.kind = start.kind;
                 call.message_id.clone_from(&start.message_id);
-                self.refer(start.message_id.as_ref(), &start.call_id, &start.name);
+                // A message names the calls that wait for the agent, as its provider does.
+                if start.kind == Kind::Client {
+                    self.refer(start.message_id.as_ref(), &start.call_id, &start.name);
+                }
             }
             Payload::ToolCall(whole) => {
                 let call = self.open_call(turn, round, &whole.call_id);
