@@ -80,7 +80,7 @@ pub fn object_to_json(payload: Option<&Bound<'_, PyAny>>, fields: Option<&Bound<
 }
 
 fn type_name(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().qualname().map_or_else(|_| "object".to_owned(), |name| name.to_string())
+    value.get_type().name().map_or_else(|_| "object".to_owned(), |name| name.to_string())
 }
 
 /// Models and dataclasses as plain values.

@@ -10,7 +10,7 @@ pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
         return false;
     }
     if let Item::Logged(entry) = last {
-        *last = Item::Made(entry.event.clone());
+        *last = Item::Made(Box::new(entry.event.clone()));
     }
     let Item::Made(merged) = last else { return false };
     match (&mut merged.payload, &event.payload) {

@@ -110,7 +110,7 @@ pub enum Item {
     /// An event as it stands in the log.
     Logged(Arc<Entry>),
     /// Merged deltas (with a seq), or a control frame (seq 0).
-    Made(Event),
+    Made(Box<Event>),
 }
 
 impl Item {
@@ -126,7 +126,7 @@ impl Item {
     pub fn into_entry(self) -> Arc<Entry> {
         match self {
             Self::Logged(entry) => entry,
-            Self::Made(event) => Arc::new(Entry { event, frame: std::sync::OnceLock::new() }),
+            Self::Made(event) => Arc::new(Entry { event: *event, frame: std::sync::OnceLock::new() }),
         }
     }
 }
@@ -332,7 +332,7 @@ impl Reader {
 
     fn control(&self, payload: impl Into<Payload>) -> Item {
         let context = Context { session: Some(self.session.id().clone()), ..Context::default() };
-        Item::Made(Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: payload.into(), extra: None })
+        Item::Made(Box::new(Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: payload.into(), extra: None }))
     }
 }
 

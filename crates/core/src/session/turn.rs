@@ -92,9 +92,15 @@ impl Session {
     /// Logs a fatal error and ends the turn as failed, once: true if this call did.
     pub fn fail_turn(&self, turn: u32, code: &str, message: &str) -> bool {
         self.end_with(turn, |inner| {
-            let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
-            inner.push(error.into(), None, turn);
-            let error = Some(error_json(code, message, false));
+            // The error that the stream itself said on its way out is the one: it is not said twice.
+            let said = inner.state.error.as_ref().map(|(_, error)| error.clone());
+            let said = said.filter(|error| error.to_value().get("code").is_some_and(|said| said == code));
+            let error = said.unwrap_or_else(|| {
+                let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
+                inner.push(error.into(), None, turn);
+                error_json(code, message, false)
+            });
+            let error = Some(error);
             inner.finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
         })
     }
