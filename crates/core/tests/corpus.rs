@@ -17,6 +17,8 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("anthropic", "anthropic"),
     ("openai-responses", "openai-responses"),
     ("gemini", "gemini"),
+    ("ollama", "ollama"),
+    ("cohere", "cohere"),
 ];
 
 const FOLDERS: &[&str] = &[

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::value::RawValue;
 
 use super::arguments::Arguments;
-use super::lax::{Count, List, Word, object};
+use super::lax::{Count, Flag, List, Word, object};
 use super::wire::{Latest, Object, pass, pass_of};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
@@ -88,33 +88,6 @@ object! {
         url: Word<'a> = "fileUri" | "file_uri",
         name: Word<'a> = "displayName" | "display_name",
     } skip { }
-}
-
-/// A truth value; anything else is false.
-#[derive(Debug, Default, Clone, Copy)]
-struct Flag(bool);
-
-impl super::lax::Member for Flag {
-    fn is_absent(&self) -> bool {
-        !self.0
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Flag {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> serde::de::Visitor<'de> for Reader {
-            type Value = Flag;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a truth value")
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Flag, E> {
-                Ok(Flag(value))
-            }
-            super::lax::absent!(unit number str seq map);
-        }
-        deserializer.deserialize_any(Reader)
-    }
 }
 
 /// Whether a frame is of this format.
@@ -882,7 +855,7 @@ mod tests {
     #[test]
     fn f1_f6_the_stream_and_the_array_give_equal_events() {
         let chunks = [text("a"), chunk(r#"{"text":"b"}"#, STOP)];
-        let stream = chunks.iter().map(|chunk| format!("data: {chunk}\r\n\r\n")).collect::<String>();
+        let stream = format!("data: {}\r\n\r\ndata: {}\r\n\r\n", chunks[0], chunks[1]);
         let array = format!("[{}\r\n]", chunks.join("\r\n,\r\n"));
         let events = |bytes: &str| {
             let mut normalizer = crate::provider::Normalizer::new("auto", crate::provider::Options::default()).unwrap();

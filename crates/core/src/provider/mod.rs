@@ -9,11 +9,13 @@
 mod anthropic;
 mod arguments;
 mod assemble;
+mod cohere;
 mod echo;
 mod fault;
 mod gemini;
 mod lax;
 mod normalizer;
+mod ollama;
 mod openai_chat;
 mod openai_responses;
 #[cfg(test)]
@@ -68,7 +70,9 @@ struct Entry {
 /// Every wire format that can be read, sorted by name: a new one is one line here.
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "cohere", make: || Box::<cohere::Cohere>::default(), recognise: cohere::recognise },
     Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
+    Entry { name: "ollama", make: || Box::<ollama::Ollama>::default(), recognise: ollama::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {
         name: "openai-responses",
