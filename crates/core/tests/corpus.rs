@@ -19,6 +19,7 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("gemini", "gemini"),
     ("ollama", "ollama"),
     ("cohere", "cohere"),
+    ("interactions", "interactions"),
 ];
 
 const FOLDERS: &[&str] = &[

@@ -13,7 +13,9 @@ mod cohere;
 mod echo;
 mod fault;
 mod gemini;
+mod interactions;
 mod lax;
+mod lmstudio;
 mod normalizer;
 mod ollama;
 mod openai_chat;
@@ -72,6 +74,8 @@ const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
     Entry { name: "cohere", make: || Box::<cohere::Cohere>::default(), recognise: cohere::recognise },
     Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
+    Entry { name: "interactions", make: || Box::<interactions::Interactions>::default(), recognise: interactions::recognise },
+    Entry { name: "lmstudio", make: || Box::<lmstudio::LmStudio>::default(), recognise: lmstudio::recognise },
     Entry { name: "ollama", make: || Box::<ollama::Ollama>::default(), recognise: ollama::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {
