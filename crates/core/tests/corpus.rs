@@ -20,6 +20,18 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("ollama", "ollama"),
     ("cohere", "cohere"),
     ("interactions", "interactions"),
+    ("realtime", "realtime"),
+];
+
+/// Which provider reads a recording whose protocol has no name of its own: by its kind, or by the beginning of its name
+/// where it has no oracle at all.
+const OTHERS: &[(&str, &str)] = &[
+    ("openai-assistants", "assistants"),
+    ("replicate", "replicate"),
+    ("watsonx", "watsonx"),
+    ("lcgo-testwithpullmodel", "ollama"),
+    ("pydai-test_mcptoolset", "mcp"),
+    ("rubyllm-transcription", "transcription"),
 ];
 
 const FOLDERS: &[&str] = &[
@@ -92,7 +104,9 @@ fn cases() -> Option<Vec<Case>> {
             let file = path.file_name().and_then(|name| name.to_str()).expect("plain names");
             let Some(stem) = file.strip_suffix(".expected.json") else { continue };
             let expected: Value = serde_json::from_slice(&std::fs::read(&path).expect("readable")).expect("JSON");
-            let Some((_, provider)) = PROTOCOLS.iter().find(|(protocol, _)| expected["protocol"] == *protocol) else { continue };
+            let named = PROTOCOLS.iter().find(|(protocol, _)| expected["protocol"] == *protocol);
+            let other = OTHERS.iter().find(|(of, _)| expected["kind"][0] == *of || stem.starts_with(of));
+            let Some((_, provider)) = named.or(other) else { continue };
             let bytes = ["sse", "chunks.jsonl", "ndjson", "jsonl", "json", "bin"]
                 .iter()
                 .find_map(|ending| std::fs::read(path.with_file_name(format!("{stem}.{ending}"))).ok())
@@ -222,6 +236,9 @@ fn agrees_with_its_oracle() {
             Ok(fold) => fold,
             Err(error) => return vec![error.to_string()],
         };
+        if case.expected["oracle"].is_null() {
+            return vec![];
+        }
         let got: Value = serde_json::from_str(&fold.to_json()).expect("the fold is JSON");
         let mut faults = answer_faults(&got, &|member| oracle(&case.expected, member).clone());
         let usage = oracle(&case.expected, "usage");

@@ -68,7 +68,7 @@ impl Provider for Interactions {
             "step.delta" | "content.delta" if event.delta.kind.as_str() == "text" => {
                 self.said = true;
                 out.text(MESSAGE, event.delta.text.as_str());
-                event.delta.others.iter().try_for_each(|(name, raw)| self.beside(name, raw, out))
+                event.delta.others.iter().try_for_each(|(name, raw)| beside(name, raw, out))
             }
             kind => self.seldom(kind, index, frame, out),
         }
@@ -140,7 +140,7 @@ impl Interactions {
         if step.raw("result").is_some() {
             self.result(index, step, out)?;
         }
-        self.sign(step, out)
+        sign(step, out)
     }
 
     fn delta(&mut self, index: u64, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
@@ -159,9 +159,9 @@ impl Interactions {
                 let inner = delta.object("content");
                 let text = [inner.text("text"), delta.text("text"), delta.text("thought")];
                 out.reasoning(MESSAGE, Some(index), text.iter().find(|text| !text.is_empty()).map_or("", |text| text));
-                return self.sign(&delta, out);
+                return sign(&delta, out);
             }
-            "thought_signature" => return self.sign(&delta, out),
+            "thought_signature" => return sign(&delta, out),
             "text_annotation_delta" | "text_annotation" => {
                 return delta.list("annotations").into_iter().try_for_each(|raw| cite(raw, out));
             }
@@ -191,26 +191,7 @@ impl Interactions {
         let failed = of.is_true("is_error");
         let output = of.raw("result").map(Json::from_raw).transpose()?;
         out.tool_result(call, None, output, failed, if failed { "failed" } else { "completed" });
-        self.sign(of, out)
-    }
-
-    #[allow(clippy::unused_self, reason = "said beside the others")]
-    fn sign(&self, of: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        match of.raw("signature").filter(|raw| raw.get() != "\"\"") {
-            Some(raw) => pass("signature", raw, out),
-            None => Ok(()),
-        }
-    }
-
-    /// A member of a text delta.
-    fn beside(&self, name: &str, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
-        match name {
-            "annotations" => {
-                let list: super::lax::List<&RawValue> = serde_json::from_str(raw.get())?;
-                list.items.into_iter().try_for_each(|raw| cite(raw, out))
-            }
-            name => pass(name, raw, out),
-        }
+        sign(of, out)
     }
 
     fn end(&mut self, interaction: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
@@ -250,6 +231,25 @@ impl Interactions {
 fn start(interaction: &Object<'_>, out: &mut Assembler) {
     out.model(&interaction.text("model"));
     out.open(MESSAGE, &interaction.text("id"), None);
+}
+
+/// Whoever sends a step back must send its signature along.
+fn sign(of: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    match of.raw("signature").filter(|raw| raw.get() != "\"\"") {
+        Some(raw) => pass("signature", raw, out),
+        None => Ok(()),
+    }
+}
+
+/// A member of a text delta.
+fn beside(name: &str, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
+    match name {
+        "annotations" => {
+            let list: super::lax::List<&RawValue> = serde_json::from_str(raw.get())?;
+            list.items.into_iter().try_for_each(|raw| cite(raw, out))
+        }
+        name => pass(name, raw, out),
+    }
 }
 
 /// The name and the kind of the call that a step is, if it is one.

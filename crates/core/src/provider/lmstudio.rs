@@ -245,7 +245,8 @@ fn call(of: &Object<'_>, name: &str, out: &mut Assembler) -> Result<Id, Malforme
 
 /// How far a stage has come.
 fn far(stage: &str, kind: &str, event: &Object<'_>, of: Option<&str>, out: &mut Assembler) {
-    let current = if kind.ends_with(".end") { 1.0 } else { event.number("progress").unwrap_or(0.0) };
+    let ended = kind.strip_prefix(stage) == Some(".end");
+    let current = if ended { 1.0 } else { event.number("progress").unwrap_or(0.0) };
     out.progress(stage, Some(current), Some(1.0), of);
 }
 

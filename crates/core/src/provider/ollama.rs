@@ -60,14 +60,12 @@ const USAGE: [&str; 6] =
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
     let has = |key: &str| object.raw(key).is_some();
-    if has("done") && (has("message") || has("response") || has("image")) {
-        Likeness::Yes
-    } else if has("status") && has("digest") && has("total") {
-        Likeness::Yes
-    } else if &*object.text("status") == "pulling manifest" {
-        Likeness::Maybe
-    } else {
-        Likeness::No
+    let answer = has("done") && (has("message") || has("response") || has("image"));
+    let fetching = has("status") && has("digest") && has("total");
+    match &*object.text("status") {
+        _ if answer || fetching => Likeness::Yes,
+        "pulling manifest" => Likeness::Maybe,
+        _ => Likeness::No,
     }
 }
 
@@ -106,7 +104,7 @@ impl Provider for Ollama {
         }
         if line.done.0 {
             self.done = true;
-            self.end(&line, frame, out)?;
+            end(&line, frame, out)?;
         }
         Ok(())
     }
@@ -129,23 +127,24 @@ impl Ollama {
         message.images.items.iter().for_each(|image| file(image.as_str(), out));
         message.others.iter().try_for_each(|(name, raw)| pass(name, raw, out))
     }
+}
 
-    fn end(&self, line: &Line<'_>, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        let reason = match line.reason.as_str() {
-            // Older versions say no reason.
-            "" | "stop" | "load" | "unload" => FinishReason::Stop,
-            "length" => FinishReason::Length,
-            _ => FinishReason::Unknown,
-        };
-        out.finish_reason(0, reason, line.reason.as_str());
-        let object = Object::parse(frame.data)?;
-        if let Some(raw) = object.pick(&USAGE) {
-            let (input, output) = (object.count(USAGE[0]), object.count(USAGE[1]));
-            out.usage(UsageCounts { input, output, ..UsageCounts::default() }, &raw);
-        }
-        out.mark_ended();
-        Ok(())
+/// The last line of an answer.
+fn end(line: &Line<'_>, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    let reason = match line.reason.as_str() {
+        // Older versions say no reason.
+        "" | "stop" | "load" | "unload" => FinishReason::Stop,
+        "length" => FinishReason::Length,
+        _ => FinishReason::Unknown,
+    };
+    out.finish_reason(0, reason, line.reason.as_str());
+    let object = Object::parse(frame.data)?;
+    if let Some(raw) = object.pick(&USAGE) {
+        let (input, output) = (object.count(USAGE[0]), object.count(USAGE[1]));
+        out.usage(UsageCounts { input, output, ..UsageCounts::default() }, &raw);
     }
+    out.mark_ended();
+    Ok(())
 }
 
 /// A line about a model that is being fetched or made, or one of another kind.
