@@ -6,11 +6,13 @@
 //!
 //! Format: <https://docs.cohere.com/reference/chat-stream>
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
 use super::lax::{Count, Word, object, text_of};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{Citation, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
 
@@ -96,6 +98,11 @@ impl Provider for Cohere {
             "content-delta" | "content-start" => {
                 out.reasoning(MESSAGE, None, message.content.thinking.as_str());
                 out.text(MESSAGE, message.content.text.as_str());
+                match (&message.content.text.0, &message.content.thinking.0) {
+                    (Some(Cow::Borrowed(text)), None) => out.echo(Piece::Text(MESSAGE), text),
+                    (None, Some(Cow::Borrowed(text))) => out.echo(Piece::Reasoning(MESSAGE, None), text),
+                    _ => {}
+                }
                 Ok(())
             }
             "tool-plan-delta" => {

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::lax::{Count, Word, object, text_of};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
 
@@ -68,10 +68,17 @@ impl Provider for Interactions {
             "step.delta" | "content.delta" if event.delta.kind.as_str() == "text" => {
                 self.said = true;
                 out.text(MESSAGE, event.delta.text.as_str());
+                if let (true, Some(Cow::Borrowed(text))) = (event.delta.others.is_empty(), &event.delta.text.0) {
+                    out.echo(Piece::Text(MESSAGE), text);
+                }
                 event.delta.others.iter().try_for_each(|(name, raw)| beside(name, raw, out))
             }
             kind => self.seldom(kind, index, frame, out),
         }
+    }
+
+    fn noise(&self) -> &'static [&'static str] {
+        &["event_id"]
     }
 
     fn finish(&mut self, _: &mut Assembler) {}

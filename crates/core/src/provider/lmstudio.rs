@@ -6,12 +6,14 @@
 //!
 //! Format: <https://lmstudio.ai/docs/developer/rest/streaming-events>
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::lax::{Word, text_of};
 use super::wire::{Object, pass_of, unknown};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{FinishReason, Id, Json, Kind};
 use crate::frame::Frame;
 
@@ -63,11 +65,18 @@ impl Provider for LmStudio {
             "message.delta" => {
                 self.speak(out);
                 out.text(MESSAGE, head.content.as_str());
+                if let Some(Cow::Borrowed(text)) = head.content.0 {
+                    out.echo(Piece::Text(MESSAGE), text);
+                }
                 Ok(())
             }
             "reasoning.delta" => {
                 self.speak(out);
-                out.reasoning(MESSAGE, Some(self.thoughts.saturating_sub(1)), head.content.as_str());
+                let part = Some(self.thoughts.saturating_sub(1));
+                out.reasoning(MESSAGE, part, head.content.as_str());
+                if let Some(Cow::Borrowed(text)) = head.content.0 {
+                    out.echo(Piece::Reasoning(MESSAGE, part), text);
+                }
                 Ok(())
             }
             kind => self.seldom(kind, frame, out),

@@ -6,11 +6,13 @@
 //!
 //! Format: <https://docs.ollama.com/api>
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
 use super::lax::{Count, Flag, List, Word, object, text_of};
 use super::wire::{Object, pass};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{File, FinishReason, Kind};
 use crate::frame::Frame;
 
@@ -105,8 +107,14 @@ impl Provider for Ollama {
         if line.done.0 {
             self.done = true;
             end(&line, frame, out)?;
+        } else if let Some((piece, text)) = only_piece(&line) {
+            out.echo(piece, text);
         }
         Ok(())
+    }
+
+    fn noise(&self) -> &'static [&'static str] {
+        &["created_at"]
     }
 
     fn finish(&mut self, _: &mut Assembler) {}
@@ -126,6 +134,25 @@ impl Ollama {
         }
         message.images.items.iter().for_each(|image| file(image.as_str(), out));
         message.others.iter().try_for_each(|(name, raw)| pass(name, raw, out))
+    }
+}
+
+/// The one piece that a line holds, if it holds nothing else.
+fn only_piece<'a>(line: &Line<'a>) -> Option<(Piece, &'a str)> {
+    let Line { message, response, thinking, image, others, .. } = line;
+    if !others.is_empty() || !image.is_empty() || message.calls.here || message.images.here || !message.others.is_empty() {
+        return None;
+    }
+    let pieces = [
+        (Piece::Text(0), &message.content),
+        (Piece::Text(0), response),
+        (Piece::Reasoning(0, None), &message.thinking),
+        (Piece::Reasoning(0, None), thinking),
+    ];
+    let mut said = pieces.into_iter().filter(|(_, word)| !word.is_empty());
+    match (said.next(), said.next()) {
+        (Some((piece, super::lax::Word(Some(Cow::Borrowed(text))))), None) => Some((piece, *text)),
+        _ => None,
     }
 }
 

@@ -6,12 +6,14 @@
 //!
 //! Format: <https://platform.openai.com/docs/api-reference/realtime-server-events>
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::lax::{Count, Word};
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{FinishReason, Json, Kind};
 use crate::frame::Frame;
 
@@ -64,11 +66,20 @@ impl Provider for Realtime {
             "response.output_text.delta"
             | "response.text.delta"
             | "response.output_audio_transcript.delta"
-            | "response.audio_transcript.delta" => out.text(MESSAGE, head.delta.as_str()),
+            | "response.audio_transcript.delta" => {
+                out.text(MESSAGE, head.delta.as_str());
+                if let Some(Cow::Borrowed(text)) = head.delta.0 {
+                    out.echo(Piece::Text(MESSAGE), text);
+                }
+            }
             "response.function_call_arguments.delta" if !head.delta.is_empty() => out.arguments(index, head.delta.as_str()),
             kind => return seldom(kind, index, frame, out),
         }
         Ok(())
+    }
+
+    fn noise(&self) -> &'static [&'static str] {
+        &["event_id", "obfuscation"]
     }
 
     fn finish(&mut self, _: &mut Assembler) {}
