@@ -462,7 +462,10 @@ fn the_page_of_providers_is_up_to_date() {
         std::fs::write(&path, &page).expect("writable");
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == page, "docs/providers.md is out of date: TURNSTREAM_WRITE=docs cargo test --test corpus page");
+    assert!(
+        written == page,
+        "docs/providers.md is out of date: TURNSTREAM_WRITE=docs cargo test -p turnstream-core --test corpus page"
+    );
 }
 
 fn cells(row: &[usize]) -> String {

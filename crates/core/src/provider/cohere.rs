@@ -1,4 +1,4 @@
-//! Cohere's chat, version 2: streamed events, whole bodies, error bodies.
+//! Cohere's chat: streamed events, whole bodies, error bodies; and the events of version 1.
 //!
 //! Owns what its events mean. Knows nothing of framing.
 //! Invariants: 1. the plan of the tools to use is neither text nor reasoning; 2. a call without a piece of arguments takes
@@ -71,6 +71,7 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
         "message-start" | "content-start" | "content-delta" | "tool-plan-delta" | "tool-call-start" | "message-end" => {
             Likeness::Yes
         }
+        "" if object.raw("event_type").is_some() && object.raw("is_finished").is_some() => Likeness::Yes,
         "" if object.raw("finish_reason").is_some() && object.object("message").raw("content").is_some() => Likeness::Yes,
         _ => Likeness::No,
     }
@@ -80,6 +81,8 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
 #[derive(Default)]
 pub(super) struct Cohere {
     plan: String,
+    /// Calls of version 1, which has no index for them.
+    calls: u64,
 }
 
 impl Provider for Cohere {
@@ -161,6 +164,7 @@ impl Cohere {
                 self.end(out);
                 passed
             }
+            "" if object.raw("event_type").is_some() => self.version_1(&object, raw, out),
             "" if object.raw("message").is_some_and(|raw| raw.get().starts_with('{')) => {
                 out.open(MESSAGE, &object.text("id"), None);
                 let read = self.body(&object.object("message"), out).and_then(|()| finish(&object, out));
@@ -177,6 +181,47 @@ impl Cohere {
             kind => {
                 unknown([kind, frame.event, "untyped"].into_iter().find(|name| !name.is_empty()).unwrap_or_default(), raw, out)
             }
+        }
+    }
+
+    fn version_1(&mut self, event: &Object<'_>, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
+        match &*event.text("event_type") {
+            "stream-start" => {
+                out.open(MESSAGE, &event.text("generation_id"), None);
+                Ok(())
+            }
+            "text-generation" => {
+                out.text(MESSAGE, &event.text("text"));
+                Ok(())
+            }
+            "citation-generation" => event.list("citations").into_iter().try_for_each(|raw| cite(raw, out)),
+            "tool-calls-chunk" => {
+                self.plan.push_str(&event.text("text"));
+                Ok(())
+            }
+            "tool-calls-generation" => {
+                self.plan = event.text("text").into_owned();
+                self.say_plan(out);
+                for raw in event.list("tool_calls") {
+                    let call = Object::from_raw(raw)?;
+                    out.call(self.calls, MESSAGE, "", &call.text("name"), Kind::Client);
+                    out.arguments_whole(self.calls, &call.raw("parameters").map(text_of).unwrap_or_default());
+                    out.call_end(self.calls);
+                    self.calls += 1;
+                }
+                Ok(())
+            }
+            "stream-end" => {
+                let response = event.object("response");
+                out.finish_reason(MESSAGE, finish_reason(&event.text("finish_reason")), &event.text("finish_reason"));
+                if let Some(meta) = response.raw("meta") {
+                    count(meta, out)?;
+                }
+                self.end(out);
+                Ok(())
+            }
+            // Searches and their results.
+            kind => pass(kind, raw, out),
         }
     }
 
@@ -214,18 +259,24 @@ impl Cohere {
 fn finish(of: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
     let raw = of.text("finish_reason");
     if !raw.is_empty() {
-        let reason = match &*raw {
-            "COMPLETE" | "STOP_SEQUENCE" => FinishReason::Stop,
-            "MAX_TOKENS" | "ERROR_LIMIT" => FinishReason::Length,
-            "TOOL_CALL" => FinishReason::ToolCalls,
-            "ERROR_TOXIC" => FinishReason::ContentFilter,
-            "ERROR" | "TIMEOUT" => FinishReason::Error,
-            "USER_CANCEL" => FinishReason::Cancelled,
-            _ => FinishReason::Unknown,
-        };
-        out.finish_reason(MESSAGE, reason, &raw);
+        out.finish_reason(MESSAGE, finish_reason(&raw), &raw);
     }
-    let Some(raw) = of.raw("usage") else { return Ok(()) };
+    of.raw("usage").map_or(Ok(()), |raw| count(raw, out))
+}
+
+fn finish_reason(raw: &str) -> FinishReason {
+    match raw {
+        "COMPLETE" | "STOP_SEQUENCE" => FinishReason::Stop,
+        "MAX_TOKENS" | "ERROR_LIMIT" => FinishReason::Length,
+        "TOOL_CALL" => FinishReason::ToolCalls,
+        "ERROR_TOXIC" => FinishReason::ContentFilter,
+        "ERROR" | "TIMEOUT" => FinishReason::Error,
+        "USER_CANCEL" => FinishReason::Cancelled,
+        _ => FinishReason::Unknown,
+    }
+}
+
+fn count(raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
     let usage = Object::from_raw(raw)?;
     // What the model read and wrote; what is billed for it can be less.
     let (tokens, billed) = (usage.object("tokens"), usage.object("billed_units"));
@@ -341,6 +392,31 @@ mod tests {
         let end = r#"{"type":"message-end","delta":{"finish_reason":"ERROR","error":"broke"}}"#;
         let events = read_as("cohere", &[START, end]);
         assert_eq!((&*all!(events, Error)[0].message, message(&events).finish_reason), ("broke", FinishReason::Error));
+    }
+
+    #[test]
+    fn version_1_is_read_too() {
+        let event = |kind: &str, rest: &str| format!(r#"{{"is_finished":false,"event_type":"{kind}",{rest}}}"#);
+        let events = read_as(
+            "cohere",
+            &[
+                event("stream-start", r#""generation_id":"g1""#),
+                event("search-results", r#""documents":[1]"#),
+                event("text-generation", r#""text":"Hi""#),
+                event("citation-generation", r#""citations":[{"start":0,"end":2,"text":"Hi","document_ids":["d"]}]"#),
+                event("tool-calls-generation", r#""text":"P","tool_calls":[{"name":"f","parameters":{"a":1}}]"#),
+                event(
+                    "stream-end",
+                    r#""finish_reason":"COMPLETE","response":{"meta":{"tokens":{"input_tokens":1,"output_tokens":2}}}"#,
+                ),
+            ],
+        );
+        assert_eq!(
+            (&*message(&events).message_id, &*message(&events).text, said(call(&events))),
+            ("g1", "Hi", Some(r#"{"a":1}"#))
+        );
+        assert_eq!((all!(events, Citation)[0].end, usage(&events).total_tokens), (Some(2), Some(3)));
+        assert!(passed(&events, "search-results").contains("documents"));
     }
 
     #[test]

@@ -82,6 +82,19 @@ object! {
 }
 
 object! {
+    Tokens<'a> {
+        prompt: Count = "promptTokenCount" | "prompt_token_count",
+        tool_use: Count = "toolUsePromptTokenCount" | "tool_use_prompt_token_count",
+        candidates: Count = "candidatesTokenCount" | "candidates_token_count",
+        thoughts: Count = "thoughtsTokenCount" | "thoughts_token_count",
+        cached: Count = "cachedContentTokenCount" | "cached_content_token_count",
+        total: Count = "totalTokenCount" | "total_token_count",
+        of_prompt: Option<&'a RawValue> = "promptTokensDetails" | "prompt_tokens_details",
+        of_candidates: Option<&'a RawValue> = "candidatesTokensDetails" | "candidates_tokens_details",
+    } skip { }
+}
+
+object! {
     Blob<'a> {
         media_type: Word<'a> = "mimeType" | "mime_type",
         data: Word<'a> = "data",
@@ -412,27 +425,23 @@ impl Gemini {
 
     /// Each chunk's counts are the whole so far, without what is zero; some chunks say something else beside them.
     fn usage(raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
-        let usage = Object::from_raw(raw)?;
-        let count = |camel: &str, snake: &str| usage.count(camel).or_else(|| usage.count(snake));
-        let total = count("totalTokenCount", "total_token_count");
-        let thoughts = count("thoughtsTokenCount", "thoughts_token_count");
-        let candidates = count("candidatesTokenCount", "candidates_token_count");
+        let tokens: Tokens<'_> = serde_json::from_str(raw.get())?;
+        let (candidates, total) = (tokens.candidates.0, tokens.total.0);
         // What tools read counts apart.
-        let prompt = count("promptTokenCount", "prompt_token_count");
-        let input = sum(prompt, count("toolUsePromptTokenCount", "tool_use_prompt_token_count"));
+        let input = sum(tokens.prompt.0, tokens.tool_use.0);
         // Some versions count thoughts among the candidates' tokens; the total gives it away.
         let among = total.is_some() && candidates.is_some() && sum(input, candidates) == total;
         let counts = UsageCounts {
             input,
-            output: if among { candidates } else { sum(candidates, thoughts) },
+            output: if among { candidates } else { sum(candidates, tokens.thoughts.0) },
             total,
-            cache_read: count("cachedContentTokenCount", "cached_content_token_count"),
+            cache_read: tokens.cached.0,
             cache_write: None,
-            reasoning: thoughts,
-            audio_input: audio(&usage, &["promptTokensDetails", "prompt_tokens_details"]),
-            audio_output: audio(&usage, &["candidatesTokensDetails", "candidates_tokens_details"]),
+            reasoning: tokens.thoughts.0,
+            audio_input: audio(tokens.of_prompt),
+            audio_output: audio(tokens.of_candidates),
         };
-        if prompt.is_some() || total.is_some() {
+        if tokens.prompt.0.is_some() || total.is_some() {
             out.usage_whole(counts, raw);
         } else {
             out.usage(counts, raw);
@@ -514,8 +523,12 @@ fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     [a, b].into_iter().flatten().reduce(u64::saturating_add)
 }
 
-fn audio(usage: &Object<'_>, keys: &[&str]) -> Option<u64> {
-    let details = keys.iter().flat_map(|key| usage.list(key)).filter_map(|raw| Object::from_raw(raw).ok());
+/// The tokens of a list by modality that are audio.
+fn audio(details: Option<&RawValue>) -> Option<u64> {
+    // Nearly always there are none, and the list comes with every chunk.
+    let details = details.filter(|raw| raw.get().contains("AUDIO") || raw.get().contains('4'))?;
+    let details: List<&RawValue> = serde_json::from_str(details.get()).unwrap_or_default();
+    let details = details.items.into_iter().filter_map(|raw| Object::from_raw(raw).ok());
     let audio = details.filter(|part| matches!(&*part.text("modality"), "AUDIO" | "4"));
     audio.filter_map(|part| part.count("tokenCount").or_else(|| part.count("token_count"))).reduce(u64::saturating_add)
 }

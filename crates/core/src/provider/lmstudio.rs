@@ -36,7 +36,12 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let kind = object.text("type");
     let own = ["chat.", "model_load.", "prompt_processing."].iter().any(|begin| kind.starts_with(begin));
     let body = object.raw("model_instance_id").is_some() && object.raw("output").is_some();
-    if own || body { Likeness::Yes } else { Likeness::No }
+    let part = ["message.", "reasoning.", "tool_call."].iter().any(|begin| kind.starts_with(begin));
+    match (own || body, part) {
+        (true, _) => Likeness::Yes,
+        (_, true) => Likeness::Maybe,
+        _ => Likeness::No,
+    }
 }
 
 /// The state machine.
