@@ -16,6 +16,8 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("completions", "openai-chat"),
     ("anthropic", "anthropic"),
     ("openai-responses", "openai-responses"),
+    ("bedrock", "bedrock"),
+    ("bedrock-jsonl", "bedrock"),
 ];
 
 const FOLDERS: &[&str] = &[
@@ -29,6 +31,7 @@ const FOLDERS: &[&str] = &[
     "ollama",
     "lmstudio",
     "others",
+    "bedrock",
 ];
 
 /// Streams judged differently from their oracle: which member, and why. At most 3 % of all, and only where the oracle
@@ -195,7 +198,7 @@ fn agrees_with_its_oracle() {
         if !usage.is_null() {
             let mut raw = without_nulls(&got["usage_raw"]);
             // The accumulator keeps only the members its types name.
-            if let (Value::Object(raw), Value::Object(known), "anthropic") = (&mut raw, usage, case.provider) {
+            if let (Value::Object(raw), Value::Object(known), "anthropic" | "bedrock") = (&mut raw, usage, case.provider) {
                 raw.retain(|member, _| known.contains_key(member));
             }
             faults.extend(differ("usage", &raw, &without_nulls(usage)));

@@ -421,7 +421,7 @@ impl Assembler {
             return;
         }
         let (mut finish_reason, raw) = match &message.finish {
-            Some((reason, raw)) => (*reason, Some(raw.clone())),
+            Some((reason, raw)) => (*reason, Some(raw.clone()).filter(|raw| !raw.is_empty())),
             None => (FinishReason::Unknown, None),
         };
         if error {

@@ -8,6 +8,8 @@
 
 mod anthropic;
 mod assemble;
+mod bedrock;
+mod bytes;
 mod echo;
 mod fault;
 mod lax;
@@ -64,6 +66,7 @@ struct Entry {
 /// Every wire format that can be read, sorted by name: a new one is one line here.
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "bedrock", make: || Box::<bedrock::Bedrock>::default(), recognise: bedrock::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {
         name: "openai-responses",
