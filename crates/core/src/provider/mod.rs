@@ -10,6 +10,7 @@ mod anthropic;
 mod assemble;
 mod bedrock;
 mod bytes;
+mod codex;
 mod echo;
 mod fault;
 mod lax;
@@ -67,6 +68,7 @@ struct Entry {
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
     Entry { name: "bedrock", make: || Box::<bedrock::Bedrock>::default(), recognise: bedrock::recognise },
+    Entry { name: "codex", make: || Box::<codex::Codex>::default(), recognise: codex::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {
         name: "openai-responses",
