@@ -15,8 +15,8 @@ use super::echo::{Heard, Piece};
 use crate::event::json::write_str;
 use crate::event::{
     AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
-    ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, StageEnd, StageStart, Text, TextDelta, ToolCall, ToolCallDelta, ToolCallStart,
-    ToolOutputDelta, ToolResult, Usage, Warning,
+    ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, StageEnd, StageStart, Text, TextDelta, ToolCall,
+    ToolCallDelta, ToolCallStart, ToolOutputDelta, ToolResult, Usage, Warning,
 };
 
 /// Token counts in our words: totals include their cached and reasoning parts. `None` = not said.

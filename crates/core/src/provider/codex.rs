@@ -177,7 +177,13 @@ impl What {
             "mcpToolCall" | "mcp_tool_call" => Self::Tool(Kind::Mcp),
             // The client that registered the tool runs it.
             "dynamicToolCall" | "dynamic_tool_call" => Self::Tool(Kind::Client),
-            "webSearch" | "web_search" | "imageView" | "image_view" | "sleep" | "collabAgentToolCall" | "collabToolCall"
+            "webSearch"
+            | "web_search"
+            | "imageView"
+            | "image_view"
+            | "sleep"
+            | "collabAgentToolCall"
+            | "collabToolCall"
             | "collab_tool_call" => Self::Tool(Kind::Server),
             "imageGeneration" | "image_generation" => Self::Image,
             "userMessage" | "user_message" => Self::User,
@@ -379,7 +385,8 @@ impl Codex {
         };
         let turn = params.text("turnId");
         // A tool may outlive its turn.
-        let known = || self.items.contains_key(&*params.text("itemId")) || self.items.contains_key(&*params.fields("item").text("id"));
+        let known =
+            || self.items.contains_key(&*params.text("itemId")) || self.items.contains_key(&*params.fields("item").text("id"));
         let of_running = match &self.turn {
             _ if turn.is_empty() || method == "error" || method.starts_with("thread/") => true,
             Some(running) => **running == *turn || known(),
@@ -856,7 +863,7 @@ fn fail(error: &Fields<'_>, raw: &RawValue, out: &mut Assembler) {
     let status = object.map(|object| Fields(object.object(&code)).text("httpStatusCode").into_owned()).unwrap_or_default();
     let message = error.text("message");
     let message = if message.is_empty() { "codex reported an error without a message" } else { &message };
-    out.error(&code, message, is_retryable(&code, &status), Json::from_raw(raw).ok());
+    out.error(&snake(&code), message, is_retryable(&code, &status), Json::from_raw(raw).ok());
 }
 
 fn is_retryable(code: &str, status: &str) -> bool {
@@ -869,7 +876,10 @@ fn is_retryable(code: &str, status: &str) -> bool {
 }
 
 fn is_failure(status: &str) -> bool {
-    matches!(status, "failed" | "declined" | "denied" | "canceled" | "cancelled" | "error" | "errored" | "interrupted" | "timedOut")
+    matches!(
+        status,
+        "failed" | "declined" | "denied" | "canceled" | "cancelled" | "error" | "errored" | "interrupted" | "timedOut"
+    )
 }
 
 /// What a tool was asked, once.
@@ -968,5 +978,700 @@ fn minus(total: UsageCounts, before: UsageCounts) -> UsageCounts {
         cache_write: less(total.cache_write, before.cache_write),
         reasoning: less(total.reasoning, before.reasoning),
         ..UsageCounts::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+
+    use super::*;
+    use crate::event::{AssistantMessage, Payload, ToolCall};
+    use crate::provider::{Normalizer, Options, ProtocolError};
+
+    fn try_read(lines: &[String], strict: bool) -> Result<Vec<Payload>, ProtocolError> {
+        let mut normalizer = Normalizer::new("codex", Options { strict, ..Options::default() })?;
+        normalizer.feed(lines.join("\n").as_bytes()).and_then(|()| normalizer.finish())?;
+        Ok(normalizer.drain().collect())
+    }
+
+    /// Reads the lines, and the same lines with every name in snake case: both must come to the same.
+    fn read(lines: &[String]) -> Vec<Payload> {
+        let payloads = try_read(lines, false).unwrap();
+        let snaked: Vec<String> = lines.iter().map(|line| snake_members(line)).collect();
+        let others = try_read(&snaked, false).unwrap();
+        let plain = |payloads: &[Payload]| -> Vec<Payload> {
+            payloads.iter().filter(|payload| !matches!(payload, Payload::ProviderEvent(_))).cloned().map(without_raw).collect()
+        };
+        assert_eq!(plain(&others), plain(&payloads));
+        payloads
+    }
+
+    fn without_raw(payload: Payload) -> Payload {
+        match payload {
+            Payload::Usage(mut usage) => {
+                usage.raw = None;
+                Payload::Usage(usage)
+            }
+            Payload::Warning(mut warning) => {
+                warning.raw = None;
+                Payload::Warning(warning)
+            }
+            Payload::Error(mut error) => {
+                error.raw = None;
+                Payload::Error(error)
+            }
+            other => other,
+        }
+    }
+
+    /// Members' names in snake case; methods, types and other values stay.
+    fn snake_members(line: &str) -> String {
+        let mut parts = line.split('"').peekable();
+        let mut out = parts.next().unwrap_or_default().to_owned();
+        while let Some(part) = parts.next() {
+            out.push('"');
+            // What stands before a colon, in quotes, is a name.
+            match parts.peek() {
+                Some(next) if next.starts_with(':') => out.push_str(&snake(part)),
+                _ => out.push_str(part),
+            }
+        }
+        out
+    }
+
+    fn notice(method: &str, params: &str) -> String {
+        of("T", "1", method, params)
+    }
+
+    /// A notification of a thread and a turn; `params` are its other members.
+    fn of(thread: &str, turn: &str, method: &str, params: &str) -> String {
+        let comma = if params.is_empty() { "" } else { "," };
+        format!(r#"{{"method":"{method}","params":{{"threadId":"{thread}","turnId":"{turn}"{comma}{params}}}}}"#)
+    }
+
+    fn turn_of(thread: &str, id: &str, status: &str, error: &str) -> String {
+        let method = if status == "inProgress" { "turn/started" } else { "turn/completed" };
+        let turn = format!(r#"{{"id":"{id}","items":[],"status":"{status}","error":{error}}}"#);
+        format!(r#"{{"method":"{method}","params":{{"threadId":"{thread}","turn":{turn}}}}}"#)
+    }
+
+    fn begin() -> String {
+        turn_of("T", "1", "inProgress", "null")
+    }
+
+    fn done(status: &str) -> String {
+        turn_of("T", "1", status, "null")
+    }
+
+    fn started(item: &str) -> String {
+        notice("item/started", &format!(r#""item":{item}"#))
+    }
+
+    fn completed(item: &str) -> String {
+        notice("item/completed", &format!(r#""item":{item}"#))
+    }
+
+    fn text(id: &str, delta: &str) -> String {
+        notice("item/agentMessage/delta", &format!(r#""itemId":"{id}","delta":"{delta}""#))
+    }
+
+    fn message(id: &str, text: &str) -> String {
+        completed(&format!(r#"{{"type":"agentMessage","id":"{id}","text":"{text}"}}"#))
+    }
+
+    fn printed(delta: &str) -> String {
+        notice("item/commandExecution/outputDelta", &format!(r#""itemId":"c1","delta":"{delta}""#))
+    }
+
+    fn error(message: &str, retry: bool) -> String {
+        let info = r#""codexErrorInfo":{"responseStreamDisconnected":{"httpStatusCode":null}}"#;
+        notice("error", &format!(r#""error":{{"message":"{message}",{info}}},"willRetry":{retry}"#))
+    }
+
+    const COMMAND: &str = r#"{"type":"commandExecution","id":"c1","command":"ls","cwd":"/w","status":"inProgress","aggregatedOutput":null,"exitCode":null}"#;
+
+    fn command_done(output: &str, status: &str) -> String {
+        completed(&format!(
+            r#"{{"type":"commandExecution","id":"c1","command":"ls","cwd":"/w","status":"{status}","aggregatedOutput":{output},"exitCode":0}}"#
+        ))
+    }
+
+    macro_rules! all {
+        ($events:expr, $kind:ident) => {
+            $events.iter().filter_map(|event| if let Payload::$kind(it) = event { Some(it) } else { None }).collect::<Vec<_>>()
+        };
+    }
+
+    fn texts(events: &[Payload]) -> Vec<(&str, &str)> {
+        let said = |message: &&std::boxed::Box<AssistantMessage>| !message.text.is_empty();
+        let messages = all!(events, AssistantMessage).into_iter().filter(said);
+        messages.map(|message| (&*message.message_id, &*message.text)).collect()
+    }
+
+    fn output(events: &[Payload]) -> &str {
+        let results = all!(events, ToolResult);
+        assert_eq!(results.len(), 1);
+        results[0].output.as_ref().map_or("", Json::as_str)
+    }
+
+    fn printed_text(events: &[Payload]) -> String {
+        all!(events, ToolOutputDelta).iter().map(|delta| &*delta.text).collect()
+    }
+
+    fn passed<'a>(events: &'a [Payload], name: &str) -> Vec<&'a str> {
+        let found = all!(events, ProviderEvent).into_iter().filter(|event| event.name == name);
+        found.map(|event| event.data.as_ref().unwrap().as_str()).collect()
+    }
+
+    fn codes(events: &[Payload]) -> Vec<&str> {
+        all!(events, Warning).iter().map(|warning| &*warning.code).collect()
+    }
+
+    fn end(events: &[Payload]) -> (Option<FinishReason>, &str) {
+        (all!(events, RoundEnd).last().unwrap().finish_reason, &all!(events, StageEnd).last().unwrap().status)
+    }
+
+    #[test]
+    fn a_turn_is_a_stage_and_a_round() {
+        let events = read(&[begin(), text("m1", "Hel"), text("m1", "lo"), message("m1", "Hello"), done("completed")]);
+        assert_eq!(
+            events.iter().map(Payload::kind).collect::<Vec<_>>(),
+            [
+                "stage_start",
+                "round_start",
+                "message_start",
+                "text_delta",
+                "text_delta",
+                "assistant_message",
+                "round_end",
+                "stage_end"
+            ]
+        );
+        assert_eq!(end(&events), (Some(FinishReason::Stop), "completed"));
+    }
+
+    #[test]
+    fn k1_the_copies_of_older_versions_are_counted_and_not_said() {
+        let copy = |name: &str| {
+            format!(
+                r#"{{"method":"codex/event/{name}","params":{{"id":"1","msg":{{"type":"{name}","delta":"Hi"}},"conversationId":"T"}}}}"#
+            )
+        };
+        let events = read(&[
+            begin(),
+            copy("agent_message_delta"),
+            copy("agent_message_content_delta"),
+            text("m1", "Hi"),
+            message("m1", "Hi"),
+            done("completed"),
+        ]);
+        assert_eq!(texts(&events), [("m1", "Hi")]);
+        assert_eq!(passed(&events, "codex/event"), [r#"{"count":2}"#]);
+    }
+
+    #[test]
+    fn k2_a_first_piece_that_was_left_out_is_in_the_whole() {
+        let whole = command_done(r#""line 1\nline 2\n""#, "completed");
+        let events = read(&[begin(), started(COMMAND), printed("line 2\\n"), whole, done("completed")]);
+        assert_eq!(printed_text(&events), "line 2\n");
+        assert_eq!(output(&events), r#"{"output":"line 1\nline 2\n","exit_code":0,"replaces":true}"#);
+    }
+
+    #[test]
+    fn k2_output_that_comes_at_once_comes_as_a_piece_too() {
+        let events = read(&[begin(), started(COMMAND), command_done(r#""all""#, "completed"), done("completed")]);
+        assert_eq!((&*printed_text(&events), output(&events)), ("all", r#"{"output":"all","exit_code":0}"#));
+    }
+
+    #[test]
+    fn edge_17_output_equal_longer_and_different() {
+        for (whole, pieces, replaces) in [("ab", "ab", false), ("abc", "abc", false), ("xy", "ab", true), ("", "ab", false)] {
+            let done_with = command_done(&format!("\"{whole}\""), "completed");
+            let events = read(&[begin(), started(COMMAND), printed("a"), printed("b"), done_with, done("completed")]);
+            assert_eq!(printed_text(&events), pieces);
+            assert_eq!(output(&events).contains("replaces"), replaces, "{whole}");
+            let kept = if whole.is_empty() { "ab" } else { whole };
+            assert!(output(&events).starts_with(&format!(r#"{{"output":"{kept}""#)));
+        }
+    }
+
+    #[test]
+    fn k3_edge_14_a_retry_takes_back_the_message_and_is_a_warning() {
+        let events = read(&[
+            begin(),
+            started(r#"{"type":"agentMessage","id":"m1","text":""}"#),
+            text("m1", "Lost"),
+            error("Reconnecting... 1/2", true),
+            text("m2", "Found"),
+            message("m2", "Found"),
+            done("completed"),
+        ]);
+        assert_eq!((texts(&events), codes(&events)), (vec![("m2", "Found")], vec!["retry"]));
+        assert_eq!(&*all!(events, MessageReset)[0].message_id, "m1");
+        assert!(all!(events, Error).is_empty());
+        assert_eq!(end(&events), (Some(FinishReason::Stop), "completed"));
+    }
+
+    #[test]
+    fn k3_edge_15_a_fatal_error_and_the_failed_turn_are_one_error() {
+        for with_notice in [true, false] {
+            let mut lines = vec![begin(), text("m1", "Lost"), error("gone", true), text("m2", "Lost")];
+            if with_notice {
+                lines.push(error("disconnected", false));
+            }
+            let info = r#"{"message":"disconnected","codexErrorInfo":{"responseStreamDisconnected":{"httpStatusCode":null}}}"#;
+            lines.push(turn_of("T", "1", "failed", info));
+            let events = read(&lines);
+            let errors = all!(events, Error);
+            assert_eq!(errors.len(), 1);
+            assert_eq!((&*errors[0].message, errors[0].retryable, errors[0].fatal), ("disconnected", true, true));
+            assert_eq!(all!(events, MessageReset).len(), 2);
+            assert_eq!((texts(&events), end(&events)), (vec![], (Some(FinishReason::Error), "failed")));
+        }
+    }
+
+    #[test]
+    fn what_fails_for_good_is_not_worth_a_retry() {
+        for (info, code, retryable) in [
+            (r#""contextWindowExceeded""#, "context_window_exceeded", false),
+            (r#""usageLimitExceeded""#, "usage_limit_exceeded", false),
+            (r#""internalServerError""#, "internal_server_error", true),
+            (r#""serverOverloaded""#, "server_overloaded", true),
+            (r#"{"httpConnectionFailed":{"httpStatusCode":401}}"#, "http_connection_failed", false),
+            (r#"{"httpConnectionFailed":{"httpStatusCode":503}}"#, "http_connection_failed", true),
+        ] {
+            let failed = turn_of("T", "1", "failed", &format!(r#"{{"message":"why","codexErrorInfo":{info}}}"#));
+            let events = try_read(&[begin(), failed], false).unwrap();
+            let error = all!(events, Error)[0];
+            assert_eq!((&*error.code, error.retryable), (code, retryable));
+        }
+        let events = read(&[begin(), done("failed")]);
+        assert_eq!(all!(events, Error).len(), 1, "a failure without a reason is one all the same");
+    }
+
+    fn tokens(total: (u64, u64), last: (u64, u64)) -> String {
+        let count = |(input, output): (u64, u64)| {
+            let sum = input + output;
+            format!(
+                r#"{{"totalTokens":{sum},"inputTokens":{input},"cachedInputTokens":1,"outputTokens":{output},"reasoningOutputTokens":2}}"#
+            )
+        };
+        notice("thread/tokenUsage/updated", &format!(r#""tokenUsage":{{"total":{},"last":{}}}"#, count(total), count(last)))
+    }
+
+    #[test]
+    fn k4_usage_is_what_the_total_has_grown_by() {
+        let events = read(&[
+            begin(),
+            tokens((110, 15), (10, 5)), // resumed: 100 and 10 were before
+            tokens((110, 15), (10, 5)), // said again
+            tokens((120, 20), (10, 5)),
+            done("completed"),
+            turn_of("T", "2", "inProgress", "null"),
+            of(
+                "T",
+                "2",
+                "thread/tokenUsage/updated",
+                r#""tokenUsage":{"total":{"inputTokens":150,"outputTokens":21},"last":{}}"#,
+            ),
+            turn_of("T", "2", "completed", "null"),
+        ]);
+        let usage = all!(events, Usage);
+        assert_eq!(
+            usage.iter().map(|usage| (usage.input_tokens, usage.output_tokens)).collect::<Vec<_>>(),
+            [(Some(20), Some(10)), (Some(30), Some(1))]
+        );
+        assert_eq!(usage[0].raw.as_ref().unwrap().to_value()["inputTokens"], 120, "as it was sent");
+        assert_eq!(all!(events, StageEnd).len(), 2);
+    }
+
+    #[test]
+    fn k5_a_command_may_outlive_its_turn() {
+        let turn = [begin(), started(COMMAND), printed("a"), message("m1", "Bye"), done("completed")];
+        let events = read(&turn);
+        let left = all!(events, ToolResult)[0];
+        assert_eq!((&*left.status, left.is_error), ("incomplete", false));
+        assert_eq!(end(&events), (Some(FinishReason::Stop), "completed"));
+        let late = [&turn[..], &[printed("b"), command_done(r#""ab""#, "completed")]].concat();
+        let events = read(&late);
+        assert_eq!(output(&events), r#"{"output":"ab","exit_code":0}"#);
+        assert_eq!(printed_text(&events), "ab");
+        assert_eq!((all!(events, RoundStart).len(), all!(events, Error).len()), (1, 0), "no round begins for it");
+    }
+
+    #[test]
+    fn k5_edge_16_a_completion_without_a_start_makes_the_start_up() {
+        let events = read(&[begin(), command_done("null", "declined"), message("m1", "No"), done("completed")]);
+        assert_eq!((all!(events, ToolCallStart).len(), all!(events, ToolCall).len()), (1, 1));
+        let result = all!(events, ToolResult)[0];
+        assert_eq!((&*result.status, result.is_error), ("declined", true));
+    }
+
+    #[test]
+    fn edge_16_twice_is_once() {
+        let lines = [
+            begin(),
+            started(COMMAND),
+            started(COMMAND),
+            command_done(r#""a""#, "completed"),
+            command_done(r#""a""#, "completed"),
+            message("m1", "Hi"),
+            message("m1", "Hi"),
+            done("completed"),
+            done("completed"),
+        ];
+        let events = read(&lines);
+        assert_eq!(
+            (all!(events, ToolCallStart).len(), all!(events, ToolResult).len(), all!(events, AssistantMessage).len()),
+            (1, 1, 1)
+        );
+        assert_eq!(all!(events, RoundEnd).len(), 1);
+    }
+
+    #[test]
+    fn k6_commands_complete_in_any_order() {
+        let other = COMMAND.replace("c1", "c2");
+        let ends = other.replace("inProgress", "completed").replace(r#""aggregatedOutput":null"#, r#""aggregatedOutput":"2""#);
+        let events = read(&[
+            begin(),
+            started(COMMAND),
+            started(&other),
+            completed(&ends),
+            command_done(r#""1""#, "completed"),
+            done("completed"),
+        ]);
+        let results: Vec<_> =
+            all!(events, ToolResult).iter().map(|result| (&*result.call_id, result.output.as_ref().unwrap().as_str())).collect();
+        assert_eq!(results, [("c2", r#"{"output":"2","exit_code":null}"#), ("c1", r#"{"output":"1","exit_code":0}"#)]);
+    }
+
+    #[test]
+    fn k6_edge_20_other_threads_and_turns_are_ignored_and_counted() {
+        let events = read(&[
+            begin(),
+            turn_of("U", "1", "inProgress", "null"),
+            text("m1", "A"),
+            of("U", "1", "item/agentMessage/delta", r#""itemId":"u1","delta":"B""#),
+            of("T", "9", "item/agentMessage/delta", r#""itemId":"m9","delta":"C""#),
+            of("U", "1", "error", r#""error":{"message":"not ours"},"willRetry":false"#),
+            message("m1", "A"),
+            turn_of("U", "1", "failed", "null"),
+            done("completed"),
+        ]);
+        assert_eq!(texts(&events), [("m1", "A")]);
+        assert!(all!(events, Error).is_empty());
+        let warning = all!(events, Warning)[0];
+        assert_eq!(
+            (&*warning.code, &*warning.message),
+            ("other_thread", "5 notifications of other threads or turns were ignored")
+        );
+    }
+
+    #[test]
+    fn edge_20_a_malformed_line_is_said_and_the_next_one_works() {
+        let events = try_read(&[begin(), r#"{"method":"#.to_owned(), message("m1", "Hi"), done("completed")], false).unwrap();
+        assert_eq!((texts(&events), codes(&events)), (vec![("m1", "Hi")], vec!["malformed_frame"]));
+    }
+
+    #[test]
+    fn k7_what_the_server_asks_passes_with_its_id() {
+        let ask = r#"{"method":"item/commandExecution/requestApproval","id":0,"params":{"threadId":"T","turnId":"1","itemId":"c1","command":"ls"}}"#;
+        let tool = r#"{"method":"item/tool/call","id":1,"params":{"threadId":"T","turnId":"1","callId":"d1","tool":"now","arguments":{}}}"#;
+        let answer = r#"{"id":0,"result":{"decision":"accept"}}"#;
+        let events = read(&[begin(), started(COMMAND), ask.to_owned(), answer.to_owned(), tool.to_owned(), done("completed")]);
+        assert_eq!(passed(&events, "item/commandExecution/requestApproval"), [ask]);
+        assert_eq!(passed(&events, "item/tool/call"), [tool]);
+        assert_eq!(passed(&events, "response"), [answer]);
+    }
+
+    #[test]
+    fn a_tool_of_the_clients_own_is_the_clients() {
+        let item = |status: &str, rest: &str| {
+            format!(
+                r#"{{"type":"dynamicToolCall","id":"d1","tool":"now","arguments":{{"zone":"UTC"}},"status":"{status}"{rest}}}"#
+            )
+        };
+        let ends = item("completed", r#","success":false,"contentItems":[{"type":"inputText","text":"12:00"}]"#);
+        let events = read(&[begin(), started(&item("inProgress", "")), completed(&ends), done("completed")]);
+        let call = all!(events, ToolCall)[0];
+        assert_eq!(
+            (&*call.name, call.kind, call.arguments.as_ref().unwrap().as_str()),
+            ("now", Kind::Client, r#"{"zone":"UTC"}"#)
+        );
+        assert!(all!(events, ToolResult)[0].is_error);
+        assert_eq!(output(&events), r#"[{"type":"inputText","text":"12:00"}]"#);
+    }
+
+    #[test]
+    fn k8_refused_requests_are_warnings_and_fail_no_turn() {
+        let refused = r#"{"error":{"code":-32600,"message":"Not initialized"},"id":1}"#;
+        let events = read(&[refused.to_owned()]);
+        assert_eq!((codes(&events), all!(events, Error).len()), (vec!["rpc_error"], 0));
+        let zero = |line: String| line.replace("\"turnId\":\"1\"", "\"turnId\":\"0\"").replace("\"id\":\"1\"", "\"id\":\"0\"");
+        let events = read(&[refused.to_owned(), zero(begin()), zero(message("m1", "Hi")), zero(done("completed"))]);
+        assert_eq!((texts(&events), end(&events)), (vec![("m1", "Hi")], (Some(FinishReason::Stop), "completed")));
+    }
+
+    #[test]
+    fn k9_edge_15_an_interrupted_turn_keeps_what_was_shown_and_is_no_failure() {
+        let events = read(&[begin(), text("m1", "This will be "), done("interrupted")]);
+        assert_eq!(texts(&events), [("m1", "This will be ")]);
+        assert_eq!(all!(events, AssistantMessage)[0].finish_reason, FinishReason::Cancelled);
+        assert_eq!((end(&events), all!(events, Error).len()), ((Some(FinishReason::Cancelled), "interrupted"), 0));
+    }
+
+    #[test]
+    fn k10_what_the_user_adds_in_the_middle_passes_once() {
+        let user = r#"{"type":"userMessage","id":"u1","content":[{"type":"text","text":"no, this"}]}"#;
+        let events = read(&[begin(), message("m1", "A"), started(user), completed(user), message("m2", "B"), done("completed")]);
+        assert_eq!((texts(&events), passed(&events, "userMessage")), (vec![("m1", "A"), ("m2", "B")], vec![user]));
+    }
+
+    #[test]
+    fn k10_a_turn_without_messages_is_one() {
+        let compaction = r#"{"type":"contextCompaction","id":"x1"}"#;
+        let events = read(&[begin(), started(compaction), completed(compaction), done("completed")]);
+        assert_eq!((all!(events, AssistantMessage).len(), passed(&events, "item/completed")), (0, vec![compaction]));
+        assert!(codes(&events).is_empty() && all!(events, Error).is_empty());
+    }
+
+    fn exec(lines: &[&str]) -> Vec<Payload> {
+        let lines: Vec<String> = [r#"{"type":"thread.started","thread_id":"T"}"#, r#"{"type":"turn.started"}"#]
+            .iter()
+            .chain(lines)
+            .map(|line| (*line).to_owned())
+            .collect();
+        try_read(&lines, false).unwrap()
+    }
+
+    const EXEC_DONE: &str = r#"{"type":"turn.completed","usage":{"input_tokens":9,"cached_input_tokens":4,"output_tokens":2}}"#;
+
+    #[test]
+    fn k11_exec_says_messages_and_commands_whole() {
+        let events = exec(&[
+            r#"{"type":"item.completed","item":{"id":"item_0","type":"reasoning","text":"**Look**"}}"#,
+            r#"{"type":"item.started","item":{"id":"item_1","type":"command_execution","command":"ls","aggregated_output":"","status":"in_progress"}}"#,
+            r#"{"type":"item.completed","item":{"id":"item_1","type":"command_execution","command":"ls","aggregated_output":"a\n","exit_code":1,"status":"failed"}}"#,
+            r#"{"type":"item.completed","item":{"id":"item_2","type":"agent_message","text":"Done."}}"#,
+            EXEC_DONE,
+        ]);
+        assert_eq!(
+            (texts(&events), all!(events, AssistantMessage)[0].reasoning.as_str()),
+            (vec![("item_2", "Done.")], "**Look**")
+        );
+        let call = all!(events, ToolCall)[0];
+        assert_eq!((call.kind, call.arguments.as_ref().unwrap().as_str()), (Kind::Command, r#"{"command":"ls"}"#));
+        assert_eq!((output(&events), all!(events, ToolResult)[0].is_error), (r#"{"output":"a\n","exit_code":1}"#, true));
+        let usage = all!(events, Usage)[0];
+        assert_eq!((usage.input_tokens, usage.cache_read_tokens, usage.output_tokens), (Some(9), Some(4), Some(2)));
+    }
+
+    #[test]
+    fn k11_an_error_line_is_a_retry_until_the_turn_fails() {
+        let error = r#"{"type":"error","message":"Reconnecting... 1/2"}"#;
+        let failed = r#"{"type":"turn.failed","error":{"message":"Quota exceeded."}}"#;
+        let answer = r#"{"type":"item.completed","item":{"id":"item_0","type":"agent_message","text":"Hi"}}"#;
+        let events = exec(&[error, answer, EXEC_DONE]);
+        assert_eq!((codes(&events), texts(&events), all!(events, Error).len()), (vec!["retry"], vec![("item_0", "Hi")], 0));
+        let events = exec(&[r#"{"type":"error","message":"Quota exceeded."}"#, failed]);
+        assert_eq!((codes(&events), &*all!(events, Error)[0].message), (vec![], "Quota exceeded."));
+        assert_eq!((all!(events, Error).len(), end(&events)), (1, (Some(FinishReason::Error), "failed")));
+        let events = exec(&[error]);
+        assert_eq!(all!(events, Error)[0].message, "Reconnecting... 1/2", "nothing came after it");
+    }
+
+    #[test]
+    fn k11_a_run_that_broke_off_says_so() {
+        let events = exec(&[r#"{"type":"item.started","item":{"id":"item_0","type":"todo_list","items":[]}}"#]);
+        assert_eq!((&*all!(events, Error)[0].code, &*all!(events, StageEnd)[0].status), ("stream_truncated", "incomplete"));
+        assert_eq!(passed(&events, "item/started").len(), 1);
+        let events = exec(&[r#"{"type":"item.started","item":{"id":"item_0","type":"command_execution","command":"ls"}}"#]);
+        assert_eq!((&*all!(events, ToolResult)[0].status, all!(events, ToolResult)[0].is_error), ("incomplete", true));
+    }
+
+    #[test]
+    fn f11_of_an_id_said_twice_the_last_counts() {
+        let search = |query: &str, kind: &str| {
+            format!(
+                r#"{{"type":"{kind}","item":{{"id":"item_0","type":"web_search","id":"ws_1","query":"{query}","action":{{"type":"search"}}}}}}"#
+            )
+        };
+        let events = exec(&[&search("", "item.started"), &search("rain", "item.completed"), EXEC_DONE]);
+        let call = all!(events, ToolCall)[0];
+        assert_eq!((&*call.call_id, call.kind), ("ws_1", Kind::Server));
+        assert_eq!(call.arguments.as_ref().unwrap().as_str(), r#"{"query":"rain","action":{"type":"search"}}"#);
+        assert_eq!((&*all!(events, ToolResult)[0].status, all!(events, ToolResult)[0].is_error), ("completed", false));
+    }
+
+    #[test]
+    fn an_mcp_tool_has_its_own_name_and_result() {
+        let item = |rest: &str| {
+            format!(r#"{{"type":"mcpToolCall","id":"p1","server":"demo","tool":"echo","arguments":{{"x":"hi"}},{rest}}}"#)
+        };
+        let ends = item(r#""result":{"content":[{"type":"text","text":"hi"}]},"error":null,"status":"completed""#);
+        let events = read(&[
+            begin(),
+            started(&item(r#""result":null,"error":null,"status":"inProgress""#)),
+            completed(&ends),
+            done("completed"),
+        ]);
+        let call: &ToolCall = all!(events, ToolCall)[0];
+        assert_eq!((&*call.name, call.kind, &*call.arguments_raw), ("echo", Kind::Mcp, r#"{"x":"hi"}"#));
+        assert_eq!(output(&events), r#"{"content":[{"type":"text","text":"hi"}]}"#);
+        assert_eq!(passed(&events, "server_name"), [r#"{"id":"p1","server_name":"demo"}"#]);
+    }
+
+    #[test]
+    fn edge_22_whatever_says_no_is_an_error_and_the_error_is_the_output() {
+        for status in ["denied", "declined", "canceled", "cancelled", "failed"] {
+            let events = read(&[begin(), started(COMMAND), command_done("null", status), done("completed")]);
+            let result = all!(events, ToolResult)[0];
+            assert_eq!((&*result.status, result.is_error), (status, true));
+        }
+        let ends = r#"{"type":"mcpToolCall","id":"p1","server":"demo","tool":"echo","arguments":{},"result":null,"error":{"message":"no such tool"}}"#;
+        let events = read(&[begin(), completed(ends), done("completed")]);
+        assert_eq!((output(&events), &*all!(events, ToolResult)[0].status), (r#"{"message":"no such tool"}"#, "failed"));
+    }
+
+    #[test]
+    fn a_change_of_files_says_its_changes() {
+        let item =
+            r#"{"type":"fileChange","id":"f1","changes":[{"path":"a","kind":{"type":"add"},"diff":"x"}],"status":"STATUS"}"#;
+        let said = notice("item/fileChange/outputDelta", r#""itemId":"f1","delta":"ok""#);
+        let events = read(&[
+            begin(),
+            started(&item.replace("STATUS", "inProgress")),
+            said,
+            completed(&item.replace("STATUS", "completed")),
+            done("completed"),
+        ]);
+        let call = all!(events, ToolCall)[0];
+        assert_eq!((call.kind, call.arguments_error.is_none()), (Kind::FileChange, true));
+        assert!(call.arguments.as_ref().unwrap().as_str().contains(r#""path":"a""#));
+        assert_eq!(output(&events), r#""ok""#);
+    }
+
+    #[test]
+    fn edge_18_base64_pieces_may_cut_a_character() {
+        let whole = "é 日本 🌍";
+        let engine = base64::engine::general_purpose::STANDARD;
+        for cut in 0..=whole.len() {
+            let piece = |bytes: &[u8]| {
+                let data = engine.encode(bytes);
+                notice("item/commandExecution/outputDelta", &format!(r#""itemId":"c1","deltaBase64":"{data}""#))
+            };
+            let (first, second) = whole.as_bytes().split_at(cut);
+            let ends = command_done(&format!("\"{whole}\""), "completed");
+            let events = read(&[begin(), started(COMMAND), piece(first), piece(second), ends, done("completed")]);
+            assert_eq!(printed_text(&events), whole, "{cut}");
+            assert!(!output(&events).contains("replaces"));
+        }
+    }
+
+    #[test]
+    fn edge_19_output_that_was_held_back_is_flagged() {
+        let capped = notice("item/commandExecution/outputDelta", r#""itemId":"c1","delta":"a","capReached":true"#);
+        let events = read(&[begin(), started(COMMAND), capped, command_done(r#""a""#, "completed"), done("completed")]);
+        assert_eq!(output(&events), r#"{"output":"a","exit_code":0,"truncated":true}"#);
+    }
+
+    #[test]
+    fn edge_21_what_is_not_known_passes_and_strict_refuses_it() {
+        for line in [
+            notice("weather/changed", r#""sky":"blue""#),
+            started(r#"{"type":"hologram","id":"h1"}"#),
+            r#"{"method":"weather/ask","id":7,"params":{}}"#.to_owned(),
+            r#"{"type":"weather.changed"}"#.to_owned(),
+        ] {
+            let lines = [begin(), line.clone(), message("m1", "Hi"), done("completed")];
+            let events = read(&lines);
+            assert_eq!((texts(&events), all!(events, ProviderEvent).len()), (vec![("m1", "Hi")], 1), "{line}");
+            assert!(try_read(&lines, true).is_err(), "{line}");
+        }
+        let known = [begin(), notice("turn/plan/updated", r#""plan":[]"#), message("m1", "Hi"), done("completed")];
+        assert_eq!(passed(&try_read(&known, true).unwrap(), "turn/plan/updated").len(), 1);
+    }
+
+    #[test]
+    fn edge_23_after_a_reroute_the_other_model_speaks() {
+        let thread = r#"{"id":2,"result":{"thread":{"id":"T"},"model":"m-1"}}"#;
+        let reroute = notice("model/rerouted", r#""fromModel":"m-1","toModel":"m-2","reason":"capacity""#);
+        let events = read(&[thread.to_owned(), begin(), message("a", "A"), reroute, message("b", "B"), done("completed")]);
+        let models: Vec<_> = all!(events, AssistantMessage).iter().map(|message| message.model.as_deref()).collect();
+        assert_eq!((models, passed(&events, "model/rerouted").len()), (vec![Some("m-1"), Some("m-2")], 1));
+        assert_eq!(all!(events, RoundStart)[0].model.as_deref(), Some("m-1"));
+    }
+
+    #[test]
+    fn edge_24_parts_of_reasoning_stay_apart() {
+        let think = |part: u64, delta: &str| {
+            notice("item/reasoning/summaryTextDelta", &format!(r#""itemId":"r1","summaryIndex":{part},"delta":"{delta}""#))
+        };
+        let added = notice("item/reasoning/summaryPartAdded", r#""itemId":"r1","summaryIndex":1"#);
+        let whole = completed(r#"{"type":"reasoning","id":"r1","summary":["One.","Two."],"content":[]}"#);
+        let events =
+            read(&[begin(), think(0, "One."), added, think(1, "Two."), whole.clone(), message("m1", "Hi"), done("completed")]);
+        let reasoning = |events: &[Payload]| all!(events, AssistantMessage)[0].reasoning.to_string();
+        assert_eq!(reasoning(&events), "One.\n\nTwo.");
+        let parts: Vec<_> = all!(events, ReasoningDelta).iter().map(|delta| delta.part).collect();
+        assert_eq!(parts, [Some(0), Some(1), Some(1)]);
+        for pieces in [vec![], vec![think(0, "On")], vec![think(0, "One.")], vec![think(0, "One."), think(1, "Tw")]] {
+            let lines = [vec![begin()], pieces, vec![whole.clone(), message("m1", "Hi"), done("completed")]].concat();
+            assert_eq!(reasoning(&read(&lines)), "One.\n\nTwo.");
+        }
+    }
+
+    #[test]
+    fn a_start_that_was_missed_is_made_up() {
+        let events = read(&[text("m1", "Hel"), message("m1", "Hello"), done("completed")]);
+        assert_eq!((texts(&events), end(&events)), (vec![("m1", "Hello")], (Some(FinishReason::Stop), "completed")));
+        let listed = r#"{"method":"turn/completed","params":{"threadId":"T","turn":{"id":"1","items":[{"type":"agentMessage","id":"m1","text":"Hi"}],"status":"completed"}}}"#;
+        assert_eq!(texts(&read(&[begin(), listed.to_owned()])), [("m1", "Hi")]);
+    }
+
+    #[test]
+    fn edge_13_a_stream_that_ends_in_a_turn_was_cut() {
+        let events = read(&[begin(), message("m1", "A"), text("m2", "Half")]);
+        assert_eq!(all!(events, Error)[0].code, "stream_truncated");
+        assert_eq!((texts(&events), &*all!(events, StageEnd)[0].status), (vec![("m1", "A"), ("m2", "Half")], "incomplete"));
+    }
+
+    #[test]
+    fn a_turn_after_a_failed_one_is_its_own() {
+        let events = read(&[
+            begin(),
+            error("gone", false),
+            done("failed"),
+            turn_of("T", "2", "inProgress", "null"),
+            of("T", "2", "item/completed", r#""item":{"type":"agentMessage","id":"m1","text":"Hi"}"#),
+            turn_of("T", "2", "completed", "null"),
+        ]);
+        assert_eq!(all!(events, AssistantMessage)[0].finish_reason, FinishReason::Stop);
+        assert_eq!(
+            all!(events, RoundEnd).iter().map(|end| end.finish_reason).collect::<Vec<_>>(),
+            [Some(FinishReason::Error), Some(FinishReason::Stop)]
+        );
+    }
+
+    #[test]
+    fn recognised_by_its_words_and_taken_for_no_others() {
+        let likeness = |line: &str| recognise(&Frame { event: "", data: line.as_bytes(), offset: 0 });
+        for line in
+            [&begin(), &error("x", true), r#"{"type":"turn.started"}"#, r#"{"error":{"code":-32600,"message":"x"},"id":1}"#]
+        {
+            assert_eq!(likeness(line), Likeness::Yes, "{line}");
+            assert_eq!(likeness(&snake_members(line)), Likeness::Yes, "{line}");
+        }
+        assert_eq!(likeness(r#"{"id":1,"result":{}}"#), Likeness::Maybe);
+        for line in [
+            r#"{"error":{"code":429,"message":"x"}}"#,
+            r#"{"id":"chatcmpl-1","choices":[]}"#,
+            r#"{"type":"message_start"}"#,
+            r#"{"jsonrpc":"2.0","method":"tools/list","id":1}"#,
+            "7",
+        ] {
+            assert_eq!(likeness(line), Likeness::No, "{line}");
+        }
     }
 }

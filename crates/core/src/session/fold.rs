@@ -72,7 +72,9 @@ impl Answer {
             Some(text) => write_str(out, text),
             None => null(out),
         });
-        member(out, "tool_calls", |out| list(out, &self.tool_calls, |out, call| write_call(out, call, results.get(&call.call_id))));
+        member(out, "tool_calls", |out| {
+            list(out, &self.tool_calls, |out, call| write_call(out, call, results.get(&call.call_id)))
+        });
         member(out, "finish_reason", |out| self.finish_reason.write(out));
         member(out, "finish_reason_raw", |out| self.finish_reason_raw.write(out));
     }
@@ -253,9 +255,11 @@ impl Fold {
         member(out, "events", |out| write_u64(out, self.events));
         let turns: Vec<usize> = if self.turns == 0 { vec![0] } else { (1..=self.turns).collect() };
         member(out, "turns", |out| {
-            list(out, &turns, |out, turn| object(out, |out| {
-                self.answers_of(|of| of == *turn)[0].write_members(out, &self.results);
-            }));
+            list(out, &turns, |out, turn| {
+                object(out, |out| {
+                    self.answers_of(|of| of == *turn)[0].write_members(out, &self.results);
+                })
+            });
         });
         let several = if answers.len() > 1 { answers.as_slice() } else { &[] };
         member(out, "choices", |out| {
