@@ -10,6 +10,9 @@ mod anthropic;
 mod arguments;
 mod assemble;
 mod assistants;
+mod bedrock;
+mod bytes;
+mod codex;
 mod cohere;
 mod echo;
 mod fault;
@@ -79,6 +82,8 @@ struct Entry {
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
     Entry { name: "assistants", make: || Box::<assistants::Assistants>::default(), recognise: assistants::recognise },
+    Entry { name: "bedrock", make: || Box::<bedrock::Bedrock>::default(), recognise: bedrock::recognise },
+    Entry { name: "codex", make: || Box::<codex::Codex>::default(), recognise: codex::recognise },
     Entry { name: "cohere", make: || Box::<cohere::Cohere>::default(), recognise: cohere::recognise },
     Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
     Entry { name: "interactions", make: || Box::<interactions::Interactions>::default(), recognise: interactions::recognise },
