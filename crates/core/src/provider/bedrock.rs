@@ -1,4 +1,4 @@
-//! Amazon Bedrock: the Converse API, InvokeModel with the formats of its model families, and agents; streamed (as AWS
+//! Amazon Bedrock: the Converse API, `InvokeModel` with the formats of its model families, and agents; streamed (as AWS
 //! events or as their parsed payloads) and whole.
 //!
 //! Owns what Converse events mean, which family a model's own JSON is of, and what Bedrock adds around it (padding,
@@ -23,7 +23,6 @@ use super::lax::{Word, text_of};
 use super::openai_chat::OpenAiChat;
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
-use crate::event::json::write_str;
 use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
 
@@ -119,7 +118,8 @@ impl Provider for Bedrock {
     fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         let event = frame.event;
         if event == "error" || event.ends_with("Exception") {
-            return report(event, frame.data, out);
+            report(event, frame.data, out);
+            return Ok(());
         }
         if event == "contentBlockDelta"
             && let Ok(Piecewise { delta: TextDelta { text: Word(Some(text)) }, .. }) = serde_json::from_slice(frame.data)
@@ -200,7 +200,7 @@ impl Bedrock {
                 self.end(&raw, finish_reason(&raw), out);
                 body.pass_others(&["stopReason", "p"], out)
             }
-            _ => self.metadata(body, out),
+            _ => Self::metadata(body, out),
         }
     }
 
@@ -302,7 +302,7 @@ impl Bedrock {
         out.tool_result(&call_id, None, Some(Json::from_written(output)), failed, status);
     }
 
-    fn metadata(&mut self, body: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    fn metadata(body: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         if let Some(raw) = body.raw("usage") {
             out.usage(counts(&Object::from_raw(raw)?), raw);
         }
@@ -401,7 +401,8 @@ impl Bedrock {
             return self.anthropic.get_or_insert_default().frame(frame, out);
         }
         if let Some((name, raw)) = exception(object) {
-            return report(name, raw.get().as_bytes(), out);
+            report(name, raw.get().as_bytes(), out);
+            return Ok(());
         }
         self.guardrail(object, out)?;
         if let Some(name) = CONVERSE.iter().find(|name| has(name)) {
@@ -425,7 +426,8 @@ impl Bedrock {
         if known || has(METRICS) || has(GUARDRAIL) {
             Ok(())
         } else if has("__type") || has("message") || has("Message") {
-            report(&object.text("__type"), frame.data, out)
+            report(&object.text("__type"), frame.data, out);
+            Ok(())
         } else {
             unknown("chunk", serde_json::from_slice(frame.data)?, out)
         }
@@ -441,12 +443,12 @@ impl Bedrock {
             for (index, item) in object.list(list).into_iter().enumerate() {
                 self.piece(&Object::from_raw(item)?, index as u64, out)?;
             }
-            self.own_counts(object, out);
+            Self::own_counts(object, out);
             return Ok(true);
         }
         let known = self.piece(object, 0, out)?;
         if known && self.stop.is_some() {
-            self.own_counts(object, out);
+            Self::own_counts(object, out);
         }
         Ok(known)
     }
@@ -491,7 +493,7 @@ impl Bedrock {
     }
 
     /// What a body without metrics counts by itself. Bedrock's own word comes after it and wins.
-    fn own_counts(&self, object: &Object<'_>, out: &mut Assembler) {
+    fn own_counts(object: &Object<'_>, out: &mut Assembler) {
         let first = |keys: [&str; 2]| keys.iter().find_map(|key| object.count(key));
         let input = first(["inputTextTokenCount", "prompt_token_count"]);
         let of_results = || {
@@ -587,24 +589,18 @@ fn exception<'a>(object: &Object<'a>) -> Option<(&'static str, &'a RawValue)> {
 }
 
 /// Says an exception. `name` may carry a namespace before a `#`.
-fn report(name: &str, data: &[u8], out: &mut Assembler) -> Result<(), Malformed> {
+fn report(name: &str, data: &[u8], out: &mut Assembler) {
     let name = name.rsplit('#').next().unwrap_or(name);
-    let (object, raw) = match serde_json::from_slice::<&RawValue>(data) {
-        Ok(raw) => (Object::from_raw(raw).unwrap_or_default(), Json::from_raw(raw).ok()),
-        // Some exceptions are a bare text, or nothing.
-        Err(_) => {
-            let mut text = Vec::new();
-            write_str(&mut text, &String::from_utf8_lossy(data));
-            (Object::default(), Some(Json::from_written(text)))
-        }
-    };
+    // Some exceptions are a bare text, or nothing.
+    let raw = serde_json::from_slice::<&RawValue>(data).ok();
+    let object = raw.and_then(|raw| Object::from_raw(raw).ok()).unwrap_or_default();
+    let raw = raw.map_or_else(|| Some(Json::string(&String::from_utf8_lossy(data))), |raw| Json::from_raw(raw).ok());
     // An error without an exception's name has its code inside.
     let code = if matches!(name, "error" | "") { object.text("code") } else { name.into() };
     let code = if code.is_empty() { "error" } else { &*code };
     let message = ["message", "Message", "originalMessage"].iter().map(|key| object.text(key)).find(|text| !text.is_empty());
     let message = message.unwrap_or("Bedrock reported an error without a message".into());
     out.error(code, &message, is_retryable(code), raw);
-    Ok(())
 }
 
 /// What the API's reference says to try again.
@@ -636,7 +632,7 @@ mod tests {
         let bytes: Vec<u8> = events.iter().flat_map(|(name, payload)| encode::event(name, payload)).collect();
         let payloads = normalized("bedrock", &bytes);
         // The same events, parsed and under their names, as other tools keep them.
-        let lines: String = events.iter().map(|(name, payload)| format!("{{\"{name}\":{payload}}}\n")).collect();
+        let lines = events.iter().map(|(name, payload)| format!("{{\"{name}\":{payload}}}")).collect::<Vec<_>>().join("\n");
         assert_eq!(normalized("bedrock", lines.as_bytes()), payloads);
         assert_eq!(normalized("auto", &bytes), payloads);
         payloads
@@ -980,7 +976,7 @@ mod tests {
         );
         let events = normalized("bedrock", &failed);
         assert_eq!((&*all!(events, Error)[0].code, &*all!(events, Error)[0].message), ("InternalFailure", "oops"));
-        let body = r##"{"__type":"com.amazon.coral.service#ThrottlingException","message":"slow down"}"##;
+        let body = r#"{"__type":"com.amazon.coral.service#ThrottlingException","message":"slow down"}"#;
         let events = normalized("bedrock", body.as_bytes());
         assert_eq!((&*all!(events, Error)[0].code, all!(events, Error)[0].retryable), ("ThrottlingException", true));
     }

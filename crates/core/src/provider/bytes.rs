@@ -71,8 +71,8 @@ mod tests {
         for cut in 0..=text.len() {
             let mut joiner = Joiner::default();
             let (first, second) = text.as_bytes().split_at(cut);
-            let joined = joiner.push(first) + &joiner.push(second) + &joiner.finish();
-            assert_eq!(joined, text, "{cut}");
+            let whole = joiner.push(first) + &joiner.push(second) + &joiner.finish();
+            assert_eq!(whole, text, "{cut}");
         }
         let mut joiner = Joiner::default();
         let single: String = text.as_bytes().iter().map(|byte| joiner.push(&[*byte])).collect();

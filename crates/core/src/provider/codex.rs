@@ -688,17 +688,19 @@ impl Codex {
         if whole.is_empty() && !item.text("text").is_empty() {
             whole.push(item.text("text").into_owned()); // `codex exec` has one text
         }
-        let known = self.items.get(id).is_some();
-        if whole.is_empty() && !known {
+        // Nothing but what is encrypted: no message opens for it.
+        if whole.is_empty() && !self.items.get(id).is_some_and(|item| out.is_open(item.key)) {
+            self.add(id, What::Reasoning).done = true;
             return;
         }
         let Some(key) = self.open_item(id, What::Reasoning, out) else { return };
-        if out.reasoning_so_far(key).is_empty() {
+        let said = out.reasoning_so_far(key);
+        if said.is_empty() {
             for (part, text) in whole.iter().enumerate() {
                 out.reasoning(key, Some(part as u64), text);
             }
-        } else if let Some(suffix) = whole.join("\n\n").strip_prefix(out.reasoning_so_far(key)) {
-            out.reasoning(key, None, &suffix.to_owned());
+        } else if let Some(suffix) = whole.join("\n\n").strip_prefix(said) {
+            out.reasoning(key, None, suffix);
         }
         self.done(id);
         out.end_message(key, FinishReason::Stop);
@@ -1620,6 +1622,13 @@ mod tests {
             let lines = [vec![begin()], pieces, vec![whole.clone(), message("m1", "Hi"), done("completed")]].concat();
             assert_eq!(reasoning(&read(&lines)), "One.\n\nTwo.");
         }
+    }
+
+    #[test]
+    fn encrypted_reasoning_opens_no_message() {
+        let item = r#"{"type":"reasoning","id":"r1","summary":[],"content":[]}"#;
+        let events = read(&[begin(), started(item), completed(item), message("m1", "Hi"), done("completed")]);
+        assert_eq!(all!(events, MessageStart).len(), 1);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Answer {
             None => null(out),
         });
         member(out, "tool_calls", |out| {
-            list(out, &self.tool_calls, |out, call| write_call(out, call, results.get(&call.call_id)))
+            list(out, &self.tool_calls, |out, call| write_call(out, call, results.get(&call.call_id)));
         });
         member(out, "finish_reason", |out| self.finish_reason.write(out));
         member(out, "finish_reason_raw", |out| self.finish_reason_raw.write(out));
@@ -263,7 +263,7 @@ impl Fold {
             list(out, &turns, |out, turn| {
                 object(out, |out| {
                     self.answers_of(|of| of == *turn)[0].write_members(out, &self.results);
-                })
+                });
             });
         });
         let several = if answers.len() > 1 { answers.as_slice() } else { &[] };

@@ -486,7 +486,7 @@ impl Inner {
             Status::Failed
         } else if self.state.truncated.is_some() {
             Status::Incomplete
-        } else if self.state.interrupted {
+        } else if self.state.interrupted.is_some() {
             Status::Cancelled
         } else {
             Status::Completed
