@@ -504,6 +504,24 @@ fn lines_lost_doubled_or_swapped_break_no_rule() {
     });
 }
 
+/// A stream under another format's name, as a wrong setting makes it: an error at most, and the rules hold all the same.
+#[test]
+fn a_stream_under_another_formats_name_breaks_no_rule() {
+    let Some(cases) = cases() else { return };
+    each(&cases, |case| {
+        // Most of a long stream is more of the same.
+        let bytes = &case.bytes[..case.bytes.len().min(32 << 10)];
+        let mut faults = Vec::new();
+        for provider in providers().filter(|provider| *provider != case.provider) {
+            let mut normalizer = Normalizer::new(provider, Options::default()).expect("a known provider");
+            let _ = normalizer.feed(bytes).and_then(|()| normalizer.finish());
+            let payloads: Vec<Payload> = normalizer.drain().collect();
+            faults.extend(common::rule_faults(&payloads).into_iter().map(|fault| format!("as {provider}: {fault}")));
+        }
+        faults
+    });
+}
+
 fn split_after_blank_lines(bytes: &[u8]) -> Vec<&[u8]> {
     let mut frames = Vec::new();
     let mut start = 0;

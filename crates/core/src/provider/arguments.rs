@@ -297,3 +297,95 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, Payload};
+
+    /// What comes of leaves: the pieces, in a row, where all came in order, and the whole. A value that starts with a quote comes as a string.
+    fn put(leaves: &[(String, &str)]) -> (Option<String>, String) {
+        let mut out = Assembler::new("gemini", "");
+        out.call(0, 0, "c", "f", Kind::Client);
+        let mut arguments = Arguments::begin(0, &mut out);
+        for (path, value) in leaves {
+            let taken = match value.strip_prefix('"') {
+                Some(text) => arguments.text(0, path, text, &mut out),
+                None => arguments.value(0, path, value, &mut out),
+            };
+            assert!(taken, "{path}");
+        }
+        arguments.end(0, &mut out);
+        let in_order = !arguments.disordered;
+        out.call_end(0);
+        let (mut pieces, mut whole) = (String::new(), String::new());
+        for payload in out.drain() {
+            match payload {
+                Payload::ToolCallDelta(delta) => pieces.push_str(&delta.text),
+                Payload::ToolCall(call) => {
+                    assert!(call.arguments.is_some(), "{}", call.arguments_raw);
+                    whole.push_str(&call.arguments_raw);
+                }
+                _ => {}
+            }
+        }
+        (in_order.then_some(pieces), whole)
+    }
+
+    fn leaves<'a>(leaves: &[(&str, &'a str)]) -> Vec<(String, &'a str)> {
+        leaves.iter().map(|(path, value)| ((*path).to_owned(), *value)).collect()
+    }
+
+    #[test]
+    fn leaves_in_order_go_out_as_they_come() {
+        let (pieces, whole) = put(&leaves(&[("$.a.b[0][0]", "1"), ("$.a.b[0][1]", "2"), ("$.a.b[1].c", "\"x"), ("$.d", "null")]));
+        assert_eq!(whole, r#"{"a":{"b":[[1,2],{"c":"x"}]},"d":null}"#);
+        assert_eq!(pieces, Some(whole));
+    }
+
+    #[test]
+    fn pieces_of_a_string_append_wherever_they_come() {
+        assert_eq!(put(&leaves(&[("$.a", "\"x"), ("$.a", "\"y"), ("$.b", "1"), ("$.a", "\"z")])).1, r#"{"a":"xyz","b":1}"#);
+        assert_eq!(put(&leaves(&[("$.a", "1"), ("$.a", "\"x"), ("$.a", "\"y")])).1, r#"{"a":"xy"}"#);
+    }
+
+    #[test]
+    fn what_takes_anothers_place_wins() {
+        assert_eq!(put(&leaves(&[("$.a", "1"), ("$.a.b", "2")])).1, r#"{"a":{"b":2}}"#);
+        assert_eq!(put(&leaves(&[("$.a.b", "1"), ("$.a[0]", "2")])).1, r#"{"a":[2]}"#);
+        assert_eq!(put(&leaves(&[("$.a[0]", "1"), ("$.a", "2")])).1, r#"{"a":2}"#);
+        assert_eq!(put(&leaves(&[("$[0]", "1"), ("$[1]", "2")])).1, "[1,2]");
+    }
+
+    #[test]
+    fn names_may_be_quoted() {
+        assert_eq!(put(&leaves(&[("$['a.b'][\"c'd\"]", "1"), ("$['\\'']", "2")])).1, r#"{"a.b":{"c'd":1},"'":2}"#);
+    }
+
+    proptest::proptest! {
+            /// The text that went out piece by piece says what all leaves together say.
+            #[test]
+            fn any_order_says_the_same(
+                steps in proptest::collection::vec(
+                    (proptest::collection::vec(proptest::sample::select(&[".a", ".b", "['c d']", "[0]", "[1]"][..]), 1..4),
+                     proptest::sample::select(&["1", "true", "null", "\"x", "\"\\\""][..])),
+                    0..8,
+                ),
+            ) {
+                let leaves: Vec<(String, &str)> = steps.iter().map(|(path, value)| (format!("${}", path.concat()), *value)).collect();
+                let (pieces, whole) = put(&leaves);
+                // The same leaves, all of them out of order.
+                let mut model = Arguments { disordered: true, ..Arguments::default() };
+                let mut nowhere = Assembler::new("gemini", "");
+                for (path, value) in &leaves {
+                    match value.strip_prefix('"') {
+                        Some(text) => model.text(0, path, text, &mut nowhere),
+                        None => model.value(0, path, value, &mut nowhere),
+                    };
+                }
+                let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+                proptest::prop_assert_eq!(parse(&whole), parse(&model.whole()));
+    proptest::prop_assert!(pieces.is_none_or(|pieces| pieces == whole));
+            }
+        }
+}

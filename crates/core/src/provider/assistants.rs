@@ -14,7 +14,7 @@ use super::lax::text_of;
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::write_str;
-use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
+use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
 
 /// Whether a frame is of this format.
@@ -155,11 +155,11 @@ impl Assistants {
             _ => FinishReason::Unknown,
         };
         let asked = run.object("required_action").object("submit_tool_outputs").list("tool_calls");
+        let open: HashMap<Id, u64> = self.calls.values().filter_map(|key| Some((out.call_id(*key)?, *key))).collect();
         for raw in asked {
             // What its step has not streamed.
             let call = Object::from_raw(raw)?;
-            let key = self.calls.values().copied().find(|key| out.call_id(*key).as_deref() == Some(&*call.text("id")));
-            if let Some(key) = key {
+            if let Some(&key) = open.get(&*call.text("id")) {
                 out.arguments_whole(key, &call.object("function").raw("arguments").map(text_of).unwrap_or_default());
                 out.call_end(key);
             } else {

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::arguments::Arguments;
 use super::lax::{Count, Flag, List, Word, object};
-use super::wire::{Latest, Object, pass, pass_of};
+use super::wire::{Latest, Object, pass, pass_of, unknown};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
@@ -186,7 +186,7 @@ impl Gemini {
             Some(error) => fault::report(error, "error", out),
             None if !known && chunk.model.is_empty() && chunk.id.is_empty() => {
                 let name = if frame.event.is_empty() { "chunk" } else { frame.event };
-                return super::wire::unknown(name, serde_json::from_slice(frame.data)?, out);
+                return unknown(name, serde_json::from_slice(frame.data)?, out);
             }
             None => {}
         }
@@ -404,7 +404,9 @@ impl Gemini {
                 let (name, url, data) = (text(blob.name), text(blob.url), text(blob.data));
                 out.file(File { media_type, name, url, file_id: None, data, message_id });
             }
-            name => pass(name, raw, out)?,
+            "inlineData" | "inline_data" | "fileData" | "file_data" => pass("thought", raw, out)?,
+            "videoMetadata" | "video_metadata" | "partMetadata" | "part_metadata" => pass(name, raw, out)?,
+            name => unknown(name, raw, out)?,
         }
         Ok(None)
     }

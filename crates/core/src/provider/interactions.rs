@@ -186,7 +186,7 @@ impl Interactions {
                 let arguments = delta.raw("partial_arguments").or_else(|| delta.raw("arguments"));
                 out.arguments(index, &arguments.map(text_of).unwrap_or_default());
             }
-            kind => return pass(if kind.is_empty() { "delta" } else { kind }, raw, out),
+            kind => return unknown(if kind.is_empty() { "delta" } else { kind }, raw, out),
         }
         Ok(())
     }

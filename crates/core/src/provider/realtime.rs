@@ -51,7 +51,8 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let kind = object.text("type");
     let known = kind.starts_with("response.") || KNOWN.iter().any(|known| kind.starts_with(known));
     let answer = &*object.object("response").text("object") == "realtime.response";
-    if known && (object.raw("event_id").is_some() || answer) { Likeness::Yes } else { Likeness::No }
+    let own_id = object.raw("event_id").is_some() && object.raw("sequence_number").is_none();
+    if known && (own_id || answer) { Likeness::Yes } else { Likeness::No }
 }
 
 /// The state machine.
