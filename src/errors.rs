@@ -52,7 +52,10 @@ pub fn read(error: &ReadError) -> PyErr {
 }
 
 pub fn frame(error: &FrameError) -> PyErr {
-    raise(if matches!(error, FrameError::Malformed { .. }) { "ProtocolError" } else { "FrameTooLong" }, error)
+    raise(
+        if matches!(error, FrameError::Malformed { .. } | FrameError::Lost { .. }) { "ProtocolError" } else { "FrameTooLong" },
+        error,
+    )
 }
 
 pub fn protocol(error: &ProtocolError) -> PyErr {

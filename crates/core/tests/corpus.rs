@@ -17,6 +17,9 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("anthropic", "anthropic"),
     ("openai-responses", "openai-responses"),
     ("gemini", "gemini"),
+    ("bedrock", "bedrock"),
+    ("bedrock-jsonl", "bedrock"),
+    ("codex", "codex"),
 ];
 
 const FOLDERS: &[&str] = &[
@@ -31,6 +34,8 @@ const FOLDERS: &[&str] = &[
     "ollama",
     "lmstudio",
     "others",
+    "bedrock",
+    "codex",
 ];
 
 /// Streams judged differently from their oracle: which member, and why. At most 3 % of all, and only where the oracle
@@ -61,6 +66,17 @@ const JUDGED_DIFFERENTLY: &[(&str, &str, &str)] = &[
         "tool_calls",
         "the same: the accumulator puts the second call's arguments into the first call",
     ),
+    (
+        "codex/v0.98.0-appserver-interrupt",
+        "text",
+        "the user stopped the answer: the oracle counts completed messages only and lists the rest apart, we keep what was shown",
+    ),
+    (
+        "codex/v0.98.0-appserver-text-reasoning",
+        "reasoning",
+        "two parts of a summary: the oracle runs them together, we keep the blank line between them as for every provider",
+    ),
+    ("codex/v0.169.0-appserver-text-reasoning", "reasoning", "the same"),
 ];
 
 /// Streams in which nothing tells the format: a name has to.
@@ -181,6 +197,12 @@ fn answer_faults(got: &Value, wanted: &dyn Fn(&str) -> Value) -> Vec<String> {
     if !matches!(wanted("refusal"), Value::Null) && wanted("refusal") != "" {
         faults.extend(differ("refusal", &got["refusal"], &wanted("refusal")));
     }
+    // An agent's tools are its own doing: its oracle lists their ends, and is compared by them.
+    let agent = wanted("dialect").as_str().is_some_and(|dialect| dialect.starts_with("codex"));
+    if agent {
+        faults.extend(agent_faults(&got["tool_calls"], &wanted("tool_calls")));
+        return faults;
+    }
     let own = |call: &&Value| call["kind"] == "client";
     let calls: Vec<&Value> = got["tool_calls"].as_array().into_iter().flatten().filter(own).collect();
     let wanted = wanted("tool_calls");
@@ -197,6 +219,101 @@ fn answer_faults(got: &Value, wanted: &dyn Fn(&str) -> Value) -> Vec<String> {
             }
         }
     }
+    faults
+}
+
+/// The tools that an agent ran to their ends: what they were, and what they came to.
+fn agent_faults(got: &Value, wanted: &Value) -> Vec<String> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut ended: Vec<Value> = list(got).into_iter().filter(|call| call["result"]["status"] != "incomplete").collect();
+    let wanted = list(wanted);
+    // The oracle lists them as they ended, we as they began.
+    ended.sort_by_key(|call| wanted.iter().position(|wanted| wanted["id"] == call["id"]));
+    if ended.len() != wanted.len() {
+        return vec![format!("tool_calls: got {}, wanted {}", short(got), wanted.len())];
+    }
+    let mut faults = Vec::new();
+    for (call, wanted) in ended.iter().zip(&wanted) {
+        let detail = if wanted["detail"].is_object() { &wanted["detail"] } else { wanted };
+        let (result, output) = (&call["result"], &call["result"]["output"]);
+        faults.extend(differ("id", &call["id"], &wanted["id"]));
+        // The tool of an MCP server has a name of its own.
+        let name = if detail["tool"].is_string() { &detail["tool"] } else { &wanted["name"] };
+        faults.extend(differ("name", &call["name"], name));
+        if !wanted["status"].is_null() {
+            faults.extend(differ("status", &result["status"], &wanted["status"]));
+            faults.extend(differ("is_error", &result["is_error"], &(wanted["status"] != "completed").into()));
+        }
+        for (ours, theirs) in
+            [("command", "command"), ("changes", "changes"), ("query", "query")].map(|(a, b)| (&call["arguments"][a], &detail[b]))
+        {
+            if !theirs.is_null() {
+                faults.extend(differ("arguments", ours, theirs));
+            }
+        }
+        for (ours, theirs) in [
+            (&output["output"], &detail["aggregatedOutput"]),
+            (&output["output"], &detail["aggregated_output"]),
+            (&output["exit_code"], &detail["exitCode"]),
+            (&output["exit_code"], &detail["exit_code"]),
+            (output, &detail["result"]),
+        ] {
+            if !theirs.is_null() {
+                faults.extend(differ("output", ours, theirs));
+            }
+        }
+        if detail["arguments"].is_object() {
+            faults.extend(differ("arguments", &call["arguments"], &detail["arguments"]));
+        }
+    }
+    faults
+}
+
+/// An agent's turns, told apart, and what it asked and was refused.
+fn turn_faults(got: &Value, expected: &Value, payloads: &[Payload]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let turns = expected["turns"].as_array().cloned().unwrap_or_default();
+    if !turns.is_empty() && got["turns"].as_array().map_or(0, Vec::len) != turns.len() {
+        faults.push(format!("turns: got {}, wanted {}", short(&got["turns"]), turns.len()));
+    }
+    for (got, turn) in got["turns"].as_array().into_iter().flatten().zip(&turns) {
+        faults.extend(differ("turn", &got["finish_reason_raw"], &turn["status"]));
+        faults.extend(agent_faults(&got["tool_calls"], &{
+            let mut tools = turn["tools"].clone();
+            tools.as_array_mut().into_iter().flatten().for_each(|tool| tool["name"] = tool["type"].clone());
+            tools
+        }));
+        let whole: Vec<(&str, &str)> = payloads
+            .iter()
+            .filter_map(|payload| match payload {
+                Payload::AssistantMessage(whole) if !whole.text.is_empty() => Some((&*whole.message_id, &*whole.text)),
+                _ => None,
+            })
+            .collect();
+        for message in turn["messages"].as_array().into_iter().flatten() {
+            let said = (message["id"].as_str().unwrap_or(""), message["text"].as_str().unwrap_or(""));
+            if !whole.contains(&said) {
+                faults.push(format!("message: {} is missing", message["id"]));
+            }
+        }
+        let retries = turn["errors"].as_array().into_iter().flatten().filter(|error| error["willRetry"] == true).count();
+        let said = payloads.iter().filter(|payload| matches!(payload, Payload::Warning(warning) if warning.code == "retry"));
+        faults.extend(differ("retries", &said.count().into(), &retries.into()));
+    }
+    for request in expected["server_requests"].as_array().into_iter().flatten() {
+        let asked = |payload: &&Payload| match payload {
+            Payload::ProviderEvent(event) => {
+                request["method"] == *event.name && event.data.as_ref().is_some_and(|data| data.to_value()["id"] == request["id"])
+            }
+            _ => false,
+        };
+        if payloads.iter().filter(asked).count() != 1 {
+            faults.push(format!("server_requests: {request}"));
+        }
+    }
+    let refused = expected["rpc_errors"].as_array().map_or(0, Vec::len);
+    let said = payloads.iter().filter(|payload| matches!(payload, Payload::Warning(warning) if warning.code == "rpc_error"));
+    faults.extend(differ("rpc_errors", &said.count().into(), &refused.into()));
     faults
 }
 
@@ -221,11 +338,14 @@ fn agrees_with_its_oracle() {
         };
         let got: Value = serde_json::from_str(&fold.to_json()).expect("the fold is JSON");
         let mut faults = answer_faults(&got, &|member| oracle(&case.expected, member).clone());
+        if case.provider == "codex" {
+            faults.extend(turn_faults(&got, &case.expected, &events(case, usize::MAX)));
+        }
         let usage = oracle(&case.expected, "usage");
         if !usage.is_null() {
             let mut raw = without_nulls(&got["usage_raw"]);
             // The accumulator keeps only the members its types name.
-            if let (Value::Object(raw), Value::Object(known), "anthropic") = (&mut raw, usage, case.provider) {
+            if let (Value::Object(raw), Value::Object(known), "anthropic" | "bedrock") = (&mut raw, usage, case.provider) {
                 raw.retain(|member, _| known.contains_key(member));
             }
             faults.extend(differ("usage", &raw, &without_nulls(usage)));

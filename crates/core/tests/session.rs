@@ -264,6 +264,22 @@ fn a_broken_off_stream_leaves_the_turn_incomplete() {
 }
 
 #[test]
+fn edge_15_a_model_call_that_somebody_stopped_leaves_the_turn_cancelled() {
+    let session = session();
+    let turn = start(&session);
+    emit(&session, "round_start", "{}");
+    emit(&session, "text_delta", r#"{"message_id":"m","text":"Hal"}"#);
+    emit(&session, "round_end", r#"{"finish_reason":"cancelled"}"#);
+    end(&session, turn);
+    let events = all(&session);
+    let Payload::Completion(done) = &events.last().unwrap().payload else { panic!("no completion") };
+    assert_eq!(
+        (done.status, done.reason.as_deref(), &*done.text),
+        (turnstream_core::event::Status::Cancelled, Some("interrupted"), "Hal")
+    );
+}
+
+#[test]
 fn edge_36_a_second_end_is_refused_and_so_is_whatever_follows() {
     let session = session();
     let turn = start(&session);

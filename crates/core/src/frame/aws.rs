@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(read(5, &[&bytes]), one_past);
         // Refused before a byte of the payload has come.
         assert_eq!(read(5, &[&bytes[..12]]), one_past);
-        let headers = message(&vec![header("a", 6, b"\xff\xff").into_iter().chain([0; 0xffff]).collect(); 3], b"");
+        let headers = message(&vec![header("a", 6, b"\xff\xff").into_iter().chain(vec![0; 0xffff]).collect(); 3], b"");
         assert_eq!(said(&headers), ["!!event at byte 0 is larger than 131072 bytes"]);
     }
 
@@ -429,7 +429,7 @@ mod tests {
         #[test]
         fn any_bytes_do_not_panic(bytes in proptest::collection::vec(0_u8..=255, 0..200)) {
             read(64, &[&bytes]);
-            read(64, &[&message(&[bytes.clone()], &bytes)]);
+            read(64, &[&message(std::slice::from_ref(&bytes), &bytes)]);
         }
     }
 }

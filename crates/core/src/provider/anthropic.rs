@@ -389,7 +389,7 @@ fn result(block: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
 }
 
 /// A thinking block's signature: whoever sends the block back must send it along.
-fn sign(index: u64, signature: &str, out: &mut Assembler) {
+pub(super) fn sign(index: u64, signature: &str, out: &mut Assembler) {
     if signature.is_empty() {
         return;
     }

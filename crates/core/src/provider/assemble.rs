@@ -15,8 +15,8 @@ use super::echo::{Heard, Piece};
 use crate::event::json::write_str;
 use crate::event::{
     AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
-    ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, Text, TextDelta, ToolCall, ToolCallDelta, ToolCallStart,
-    ToolOutputDelta, ToolResult, Usage, Warning,
+    ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, StageEnd, StageStart, Text, TextDelta, ToolCall,
+    ToolCallDelta, ToolCallStart, ToolOutputDelta, ToolResult, Usage, Warning,
 };
 
 /// Token counts in our words: totals include their cached and reasoning parts. `None` = not said.
@@ -57,6 +57,9 @@ impl UsageCounts {
         }
     }
 }
+
+/// Stands for the message of a call that no message makes.
+pub(super) const NO_MESSAGE: u64 = u64::MAX;
 
 /// A message under way. `key` is what the provider's format tells messages apart by: a choice or an item index.
 struct Message {
@@ -120,6 +123,8 @@ pub struct Assembler {
     provider: &'static str,
     model: Option<Text>,
     round_open: bool,
+    /// The provider's own turn, where it has turns.
+    stage: Option<Id>,
     messages: Vec<Message>,
     /// Where each key's message stands.
     message_index: HashMap<u64, usize>,
@@ -150,6 +155,7 @@ impl Assembler {
             provider,
             model: None,
             round_open: false,
+            stage: None,
             messages: Vec::new(),
             message_index: HashMap::new(),
             message_ids: HashSet::new(),
@@ -227,6 +233,11 @@ impl Assembler {
 
     /// The model call has ended: closes its messages and calls, says its usage, ends the round.
     pub fn round_end(&mut self) {
+        self.round_end_as(None);
+    }
+
+    /// The same, where the provider says why the call as a whole ended, whatever its messages said.
+    pub fn round_end_as(&mut self, whole: Option<FinishReason>) {
         self.close_calls();
         self.flush_usage();
         let mut reason = None;
@@ -240,8 +251,25 @@ impl Assembler {
         self.call_ids.clear();
         self.open_calls.clear();
         if std::mem::take(&mut self.round_open) {
-            let finish_reason = if self.error { Some(FinishReason::Error) } else { reason };
+            let finish_reason = if self.error { Some(FinishReason::Error) } else { whole.or(reason) };
             self.out.push(RoundEnd { finish_reason }.into());
+        }
+    }
+
+    /// A turn of the provider's own begins, of one or more model calls: a stage of the work. What failed before it is over.
+    pub fn stage_start(&mut self, stage: &str, agent: &str) {
+        self.stage_end("incomplete");
+        self.error = false;
+        let stage: Id = Arc::from(stage);
+        self.stage = Some(stage.clone());
+        self.out.push(StageStart { stage, agent: Some(agent.into()), index: None, total: None, message: None }.into());
+    }
+
+    /// The provider's own turn has ended: so does its round.
+    pub fn stage_end(&mut self, status: &str) {
+        if let Some(stage) = self.stage.take() {
+            self.round_end();
+            self.out.push(StageEnd { stage, status: status.into(), message: None }.into());
         }
     }
 
@@ -391,6 +419,14 @@ impl Assembler {
         self.messages[index].finish = Some((reason, raw.into()));
     }
 
+    /// Closes message `key` for this reason, where a provider ends its messages long before the call they belong to.
+    pub fn end_message(&mut self, key: u64, reason: FinishReason) {
+        if let Some(index) = self.find(key) {
+            self.messages[index].finish.get_or_insert((reason, Text::default()));
+            self.close_at(index);
+        }
+    }
+
     /// Closes message `key` now, where the provider says that it is done; the rest close with the round.
     pub fn close_message(&mut self, key: u64) {
         if let Some(index) = self.find(key) {
@@ -470,7 +506,11 @@ impl Assembler {
     /// with the first arguments or at the end, once the name is known. A blank id is minted then.
     pub fn call(&mut self, key: u64, message: u64, id: &str, name: &str, kind: Kind) {
         let index = self.call_at(key).unwrap_or_else(|| {
-            self.at(message);
+            if message == NO_MESSAGE {
+                self.round_start();
+            } else {
+                self.at(message);
+            }
             self.open_calls.insert(key, self.calls.len());
             self.calls.push(Call {
                 key,
@@ -522,16 +562,16 @@ impl Assembler {
             self.calls[index].id = self.mint("call");
         }
         self.call_ids.insert(self.calls[index].id.clone());
-        let message = self.at(self.calls[index].message);
+        let message = self.calls[index].message;
+        let message = (message != NO_MESSAGE).then(|| self.at(message));
         let call = &mut self.calls[index];
         call.started = true;
         let reference = CallRef { call_id: call.id.clone(), name: call.name.as_str().into() };
-        let message = &mut self.messages[message];
-        let message_id = Some(message.id.clone());
+        let message_id = message.map(|message| self.messages[message].id.clone());
         self.out
             .push(ToolCallStart { call_id: call.id.clone(), name: reference.name.clone(), kind: call.kind, message_id }.into());
-        if call.kind == Kind::Client {
-            message.calls.push(reference);
+        if let (Some(message), Kind::Client) = (message, call.kind) {
+            self.messages[message].calls.push(reference);
         }
         self.flush_arguments(index);
     }
@@ -735,6 +775,11 @@ impl Assembler {
         self.out.push(Warning { code: code.into(), message: message.into(), raw: None }.into());
     }
 
+    /// An event that changes nothing of what is being put together.
+    pub(super) fn emit(&mut self, event: impl Into<Payload>) {
+        self.out.push(event.into());
+    }
+
     /// What the vocabulary has no word for.
     pub fn provider_event(&mut self, name: &str, data: Option<Json>) {
         self.out.push(ProviderEvent { name: name.into(), data }.into());
@@ -789,5 +834,6 @@ impl Assembler {
             );
         }
         self.round_end();
+        self.stage_end("incomplete");
     }
 }

@@ -9,6 +9,9 @@
 mod anthropic;
 mod arguments;
 mod assemble;
+mod bedrock;
+mod bytes;
+mod codex;
 mod echo;
 mod fault;
 mod gemini;
@@ -68,6 +71,8 @@ struct Entry {
 /// Every wire format that can be read, sorted by name: a new one is one line here.
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "bedrock", make: || Box::<bedrock::Bedrock>::default(), recognise: bedrock::recognise },
+    Entry { name: "codex", make: || Box::<codex::Codex>::default(), recognise: codex::recognise },
     Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {

@@ -35,6 +35,11 @@ impl<'a> Object<'a> {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, raw)| *raw).filter(|raw| raw.get() != "null")
     }
 
+    /// The name of the first member.
+    pub(super) fn first_key(&self) -> Option<&str> {
+        self.0.first().map(|(key, _)| &**key)
+    }
+
     fn read<T: Deserialize<'a> + Default>(&self, key: &str) -> T {
         self.raw(key).and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
     }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::event::json::{write_str, write_u64};
-use crate::event::{Error, Field, FinishReason, Id, Json, Kind, Payload, Text, ToolCall, Usage, Warning};
+use crate::event::{Error, Field, FinishReason, Id, Json, Kind, Payload, Text, ToolCall, ToolResult, Usage, Warning};
 use crate::provider::{Normalizer, Options, ProtocolError, READER_ERRORS};
 
 /// What one message, or all messages of one answer, came to.
@@ -64,7 +64,7 @@ impl Answer {
         self.model = later.model.clone().or(self.model.take());
     }
 
-    fn write_members(&self, out: &mut Vec<u8>) {
+    fn write_members(&self, out: &mut Vec<u8>, results: &HashMap<Id, ToolResult>) {
         member(out, "message_id", |out| if self.message_id.is_empty() { null(out) } else { write_str(out, &self.message_id) });
         member(out, "model", |out| self.model.write(out));
         member(out, "text", |out| write_str(out, &self.text));
@@ -73,7 +73,9 @@ impl Answer {
             Some(text) => write_str(out, text),
             None => null(out),
         });
-        member(out, "tool_calls", |out| list(out, &self.tool_calls, write_call));
+        member(out, "tool_calls", |out| {
+            list(out, &self.tool_calls, |out, call| write_call(out, call, results.get(&call.call_id)));
+        });
         member(out, "finish_reason", |out| self.finish_reason.write(out));
         member(out, "finish_reason_raw", |out| self.finish_reason_raw.write(out));
     }
@@ -96,7 +98,14 @@ pub struct Fold {
     by_id: HashMap<Id, usize>,
     /// Calls of no message.
     loose_calls: Vec<(usize, ToolCall)>,
+    /// What the calls that somebody else ran gave back.
+    results: HashMap<Id, ToolResult>,
     turns: usize,
+    /// Turns are the session's own: a provider's are stages of them.
+    own_turns: bool,
+    /// How each turn of a provider's own ended.
+    ends: HashMap<usize, (FinishReason, Text)>,
+    round_end: Option<FinishReason>,
 }
 
 impl Fold {
@@ -109,7 +118,19 @@ impl Fold {
     pub fn push(&mut self, payload: &Payload) {
         self.events += 1;
         match payload {
-            Payload::TurnStart(_) => self.turns += 1,
+            Payload::TurnStart(_) => {
+                self.turns += 1;
+                self.own_turns = true;
+            }
+            Payload::StageStart(_) if !self.own_turns => self.turns += 1,
+            Payload::RoundEnd(end) => self.round_end = end.finish_reason,
+            // A turn that broke off has no end to speak of.
+            Payload::StageEnd(end) if !self.own_turns && end.status != "incomplete" => {
+                self.ends.insert(self.turns, (self.round_end.unwrap_or(FinishReason::Unknown), end.status.clone()));
+            }
+            Payload::ToolResult(result) => {
+                self.results.insert(result.call_id.clone(), (**result).clone());
+            }
             Payload::MessageStart(start) => {
                 let answer = Answer::new(start.message_id.clone(), start.choice.unwrap_or(0), start.model.clone());
                 self.by_id.insert(start.message_id.clone(), self.messages.len());
@@ -210,6 +231,11 @@ impl Fold {
             }
             answers.push(nothing);
         }
+        if let Some((_, (reason, raw))) = self.ends.iter().filter(|(of, _)| turn(**of)).max_by_key(|(of, _)| **of) {
+            for answer in answers.iter_mut().filter(|answer| answer.finish_reason_raw.is_none()) {
+                (answer.finish_reason, answer.finish_reason_raw) = (*reason, Some(raw.clone()));
+            }
+        }
         answers[0].tool_calls.extend(self.loose_calls.iter().filter(|call| turn(call.0)).map(|call| call.1.clone()));
         answers
     }
@@ -217,7 +243,7 @@ impl Fold {
     fn write_members(&self, out: &mut Vec<u8>) {
         let answers = self.answers();
         member(out, "provider", |out| write_str(out, &self.provider));
-        answers[0].write_members(out);
+        answers[0].write_members(out, &self.results);
         let usage = self.usage.as_ref();
         member(out, "usage", |out| match usage {
             Some(usage) => object(out, |out| Payload::from(Usage { raw: None, ..usage.clone() }).write_fields(out)),
@@ -234,14 +260,18 @@ impl Fold {
         member(out, "events", |out| write_u64(out, self.events));
         let turns: Vec<usize> = if self.turns == 0 { vec![0] } else { (1..=self.turns).collect() };
         member(out, "turns", |out| {
-            list(out, &turns, |out, turn| object(out, |out| self.answers_of(|of| of == *turn)[0].write_members(out)));
+            list(out, &turns, |out, turn| {
+                object(out, |out| {
+                    self.answers_of(|of| of == *turn)[0].write_members(out, &self.results);
+                });
+            });
         });
         let several = if answers.len() > 1 { answers.as_slice() } else { &[] };
         member(out, "choices", |out| {
             list(out, several, |out, answer| {
                 object(out, |out| {
                     member(out, "index", |out| write_u64(out, answer.choice));
-                    answer.write_members(out);
+                    answer.write_members(out, &self.results);
                 });
             });
         });
@@ -292,7 +322,7 @@ fn add(sum: &mut Usage, usage: &Usage) {
     sum.raw.clone_from(&usage.raw);
 }
 
-fn write_call(out: &mut Vec<u8>, call: &ToolCall) {
+fn write_call(out: &mut Vec<u8>, call: &ToolCall, result: Option<&ToolResult>) {
     object(out, |out| {
         member(out, "id", |out| write_str(out, &call.call_id));
         member(out, "name", |out| write_str(out, &call.name));
@@ -300,6 +330,9 @@ fn write_call(out: &mut Vec<u8>, call: &ToolCall) {
         member(out, "arguments_raw", |out| write_str(out, &call.arguments_raw));
         member(out, "arguments_error", |out| call.arguments_error.write(out));
         member(out, "kind", |out| call.kind.write(out));
+        if let Some(result) = result {
+            member(out, "result", |out| object(out, |out| Payload::from(result.clone()).write_fields(out)));
+        }
     });
 }
 

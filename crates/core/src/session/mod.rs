@@ -486,6 +486,8 @@ impl Inner {
             Status::Failed
         } else if self.state.truncated.is_some() {
             Status::Incomplete
+        } else if self.state.interrupted.is_some() {
+            Status::Cancelled
         } else {
             Status::Completed
         }

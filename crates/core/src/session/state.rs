@@ -126,6 +126,8 @@ pub struct State {
     pub error: Option<(u32, Json)>,
     /// The round whose stream broke off, if no later one made it good.
     pub truncated: Option<u32>,
+    /// The round that somebody stopped, if it is the newest.
+    pub interrupted: Option<u32>,
     /// How many events of the newest turn have been logged.
     pub events: u64,
     /// The last turn's end.
@@ -188,7 +190,7 @@ impl State {
             }
             Payload::TurnStart(start) => {
                 (self.turn, self.round, self.running, self.round_open, self.events) = (turn, 0, true, false, 1);
-                (self.usage, self.error, self.truncated) = (None, None, None);
+                (self.usage, self.error, self.truncated, self.interrupted) = (None, None, None, None);
                 self.stages.clear();
                 self.started = Some(event.time);
                 if start.input.is_some() {
@@ -205,6 +207,7 @@ impl State {
             }
             Payload::RoundEnd(end) => {
                 self.round_open = false;
+                self.interrupted = (end.finish_reason == Some(FinishReason::Cancelled)).then_some(round);
                 if end.finish_reason != Some(FinishReason::Error) {
                     self.error = self.error.take().filter(|(failed, _)| *failed >= round);
                     self.truncated = self.truncated.filter(|failed| *failed >= round);

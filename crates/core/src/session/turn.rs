@@ -191,7 +191,8 @@ impl Inner {
         let reason = ending.reason.or_else(|| match status {
             Status::Incomplete => Some("stream_truncated".into()),
             Status::Failed => Some("error".into()),
-            _ => None,
+            Status::Cancelled => Some("interrupted".into()),
+            Status::Completed => None,
         });
         let completion = Completion {
             status,
