@@ -3,11 +3,12 @@
 mod common;
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
-use turnstream_core::event::Payload;
-use turnstream_core::provider::{Normalizer, Options, ProtocolError};
+use turnstream_core::event::{Kind, Payload};
+use turnstream_core::provider::{Normalizer, Options, ProtocolError, READER_ERRORS, providers};
 use turnstream_core::session::fold::{Fold, fold_bytes};
 
 /// Which provider reads a recorded protocol.
@@ -17,25 +18,24 @@ const PROTOCOLS: &[(&str, &str)] = &[
     ("anthropic", "anthropic"),
     ("openai-responses", "openai-responses"),
     ("gemini", "gemini"),
+    ("ollama", "ollama"),
+    ("cohere", "cohere"),
+    ("interactions", "interactions"),
+    ("realtime", "realtime"),
     ("bedrock", "bedrock"),
     ("bedrock-jsonl", "bedrock"),
     ("codex", "codex"),
 ];
 
-const FOLDERS: &[&str] = &[
-    "openai-chat",
-    "openai-responses",
-    "anthropic",
-    "gemini",
-    "groq",
-    "deepseek",
-    "openrouter",
-    "mistral",
-    "ollama",
-    "lmstudio",
-    "others",
-    "bedrock",
-    "codex",
+/// Which provider reads a recording whose protocol has no name of its own: by its kind, or by the beginning of its name
+/// where it has no oracle at all.
+const OTHERS: &[(&str, &str)] = &[
+    ("openai-assistants", "assistants"),
+    ("replicate", "replicate"),
+    ("watsonx", "watsonx"),
+    ("lcgo-testwithpullmodel", "ollama"),
+    ("pydai-test_mcptoolset", "mcp"),
+    ("rubyllm-transcription", "transcription"),
 ];
 
 /// Streams judged differently from their oracle: which member, and why. At most 3 % of all, and only where the oracle
@@ -99,18 +99,25 @@ struct Case {
 fn cases() -> Option<Vec<Case>> {
     let corpus = common::shared()?.join("corpus");
     let mut cases = Vec::new();
-    for folder in FOLDERS {
-        for entry in std::fs::read_dir(corpus.join(folder)).expect("the folder is there") {
+    let folders = std::fs::read_dir(&corpus).expect("the corpus is there").map(|entry| entry.expect("readable").path());
+    for folder in folders.filter(|path| path.is_dir()) {
+        let folder_name = folder.file_name().and_then(|name| name.to_str()).expect("plain names");
+        for entry in std::fs::read_dir(&folder).expect("the folder is there") {
             let path = entry.expect("readable").path();
             let file = path.file_name().and_then(|name| name.to_str()).expect("plain names");
             let Some(stem) = file.strip_suffix(".expected.json") else { continue };
+            let name = format!("{folder_name}/{stem}");
             let expected: Value = serde_json::from_slice(&std::fs::read(&path).expect("readable")).expect("JSON");
-            let Some((_, provider)) = PROTOCOLS.iter().find(|(protocol, _)| expected["protocol"] == *protocol) else { continue };
+            let named = PROTOCOLS.iter().find(|(protocol, _)| expected["protocol"] == *protocol);
+            let other = || OTHERS.iter().find(|(of, _)| expected["kind"][0] == *of || stem.starts_with(of));
+            let (_, provider) = named.or_else(other).unwrap_or_else(|| panic!("{name}: nobody reads it"));
             let bytes = ["sse", "chunks.jsonl", "ndjson", "jsonl", "json", "bin"]
                 .iter()
                 .find_map(|ending| std::fs::read(path.with_file_name(format!("{stem}.{ending}"))).ok())
-                .unwrap_or_else(|| panic!("{folder}/{stem}: no recording"));
-            cases.push(Case { name: format!("{folder}/{stem}"), provider, bytes, expected });
+                .unwrap_or_else(|| panic!("{name}: no recording"));
+            if providers().any(|known| known == *provider) {
+                cases.push(Case { name, provider, bytes, expected });
+            }
         }
     }
     cases.sort_by(|a, b| a.name.cmp(&b.name));
@@ -327,52 +334,72 @@ fn without_nulls(value: &Value) -> Value {
     }
 }
 
+/// In what a stream differs from its oracle: `member: got …, wanted …`.
+fn oracle_faults(case: &Case) -> Vec<String> {
+    let fold = match fold_bytes(&case.bytes, case.provider, 0, false) {
+        Ok(fold) => fold,
+        Err(error) => return vec![error.to_string()],
+    };
+    if case.expected["oracle"].is_null() {
+        return vec![];
+    }
+    let got: Value = serde_json::from_str(&fold.to_json()).expect("the fold is JSON");
+    let mut faults = answer_faults(&got, &|member| oracle(&case.expected, member).clone());
+    if case.provider == "codex" {
+        faults.extend(turn_faults(&got, &case.expected, &events(case, usize::MAX)));
+    }
+    let usage = oracle(&case.expected, "usage");
+    if !usage.is_null() {
+        let mut raw = without_nulls(&got["usage_raw"]);
+        // The accumulator keeps only the members its types name.
+        if let (Value::Object(raw), Value::Object(known), "anthropic" | "bedrock") = (&mut raw, usage, case.provider) {
+            raw.retain(|member, _| known.contains_key(member));
+        }
+        faults.extend(differ("usage", &raw, &without_nulls(usage)));
+    }
+    let error = oracle(&case.expected, "error");
+    if error.is_null() {
+        faults.extend(differ("error", &got["error"], &Value::Null));
+    } else if !same_error(&got["error"], error) {
+        faults.push(format!("error: got {}, wanted {}", short(&got["error"]), short(error)));
+    }
+    // One for each of several rounds.
+    if let Some(usages) = case.expected["usages"].as_array() {
+        let said = events(case, usize::MAX).into_iter().filter_map(|payload| match payload {
+            Payload::Usage(usage) => usage.raw.map(|raw| raw.to_value()),
+            _ => None,
+        });
+        faults.extend(differ("usages", &said.collect::<Vec<_>>().into(), &usages.clone().into()));
+    }
+    let choices = ["choices", "candidates"].iter().find_map(|key| case.expected[key].as_array().cloned()).unwrap_or_default();
+    if choices.len() != got["choices"].as_array().map_or(0, Vec::len) {
+        faults.push(format!("choices: got {}, wanted {}", short(&got["choices"]), choices.len()));
+    }
+    for (index, choice) in choices.iter().enumerate() {
+        let of = answer_faults(&got["choices"][index], &|member| choice[member].clone());
+        faults.extend(of.into_iter().map(|fault| format!("choice {index}: {fault}")));
+    }
+    faults
+}
+
+/// The line of the table that a fault falls under.
+fn judged(case: &Case, fault: &str) -> Option<&'static (&'static str, &'static str, &'static str)> {
+    let same = |(name, member, _): &&(&str, &str, &str)| *name == case.name && fault.starts_with(&format!("{member}: "));
+    JUDGED_DIFFERENTLY.iter().find(same)
+}
+
 #[test]
 fn agrees_with_its_oracle() {
     let Some(cases) = cases() else { return };
     let used = parking_lot::Mutex::new(HashSet::new());
     each(&cases, |case| {
-        let fold = match fold_bytes(&case.bytes, case.provider, 0, false) {
-            Ok(fold) => fold,
-            Err(error) => return vec![error.to_string()],
-        };
-        let got: Value = serde_json::from_str(&fold.to_json()).expect("the fold is JSON");
-        let mut faults = answer_faults(&got, &|member| oracle(&case.expected, member).clone());
-        if case.provider == "codex" {
-            faults.extend(turn_faults(&got, &case.expected, &events(case, usize::MAX)));
-        }
-        let usage = oracle(&case.expected, "usage");
-        if !usage.is_null() {
-            let mut raw = without_nulls(&got["usage_raw"]);
-            // The accumulator keeps only the members its types name.
-            if let (Value::Object(raw), Value::Object(known), "anthropic" | "bedrock") = (&mut raw, usage, case.provider) {
-                raw.retain(|member, _| known.contains_key(member));
+        let mut faults = oracle_faults(case);
+        faults.retain(|fault| match judged(case, fault) {
+            Some((name, member, _)) => {
+                used.lock().insert((*name, *member));
+                false
             }
-            faults.extend(differ("usage", &raw, &without_nulls(usage)));
-        }
-        let error = oracle(&case.expected, "error");
-        if error.is_null() {
-            faults.extend(differ("error", &got["error"], &Value::Null));
-        } else if !same_error(&got["error"], error) {
-            faults.push(format!("error: got {}, wanted {}", short(&got["error"]), short(error)));
-        }
-        let choices = case.expected["choices"].as_array().cloned().unwrap_or_default();
-        if choices.len() != got["choices"].as_array().map_or(0, Vec::len) {
-            faults.push(format!("choices: got {}, wanted {}", short(&got["choices"]), choices.len()));
-        }
-        for (index, choice) in choices.iter().enumerate() {
-            let of = answer_faults(&got["choices"][index], &|member| choice[member].clone());
-            faults.extend(of.into_iter().map(|fault| format!("choice {index}: {fault}")));
-        }
-        let mut used = used.lock();
-        faults.retain(|fault| {
-            !JUDGED_DIFFERENTLY.iter().any(|(name, member, _)| {
-                let same = *name == case.name && fault.starts_with(&format!("{member}: "));
-                if same {
-                    used.insert((*name, *member));
-                }
-                same
-            })
+            None => true,
         });
         faults
     });
@@ -489,3 +516,99 @@ fn split_after_blank_lines(bytes: &[u8]) -> Vec<&[u8]> {
     frames.push(&bytes[start..]);
     frames
 }
+
+/// What a recording's events hold, in the order of the page's columns.
+const FEATURES: [&str; 10] =
+    ["text", "reasoning", "calls", "server tools", "results", "sources", "files", "usage", "errors", "several answers"];
+
+fn features(case: &Case) -> [bool; FEATURES.len()] {
+    let mut has = [false; FEATURES.len()];
+    for payload in events(case, usize::MAX) {
+        match payload {
+            Payload::TextDelta(_) => has[0] = true,
+            Payload::ReasoningDelta(_) => has[1] = true,
+            Payload::ToolCall(call) if call.kind == Kind::Client => has[2] = true,
+            Payload::ToolCall(_) => has[3] = true,
+            Payload::ToolResult(_) => has[4] = true,
+            Payload::Citation(_) => has[5] = true,
+            Payload::File(_) => has[6] = true,
+            Payload::Usage(_) => has[7] = true,
+            Payload::Error(error) => has[8] |= !READER_ERRORS.contains(&error.code.as_str()),
+            Payload::MessageStart(start) => has[9] |= start.choice.is_some_and(|choice| choice > 0),
+            _ => {}
+        }
+    }
+    has
+}
+
+/// The page that says what is read and how well, from this very run. `TURNSTREAM_WRITE=docs` writes it anew.
+#[test]
+fn the_page_of_providers_is_up_to_date() {
+    let Some(cases) = cases() else { return };
+    let mut page = String::from(PAGE_START);
+    let _ = writeln!(page, "| provider | recordings | agree | judged differently | {} |", FEATURES.join(" | "));
+    let _ = writeln!(page, "|---|{}", "--:|".repeat(3 + FEATURES.len()));
+    let mut sum = [0; 3 + FEATURES.len()];
+    for provider in providers() {
+        let mut row = [0; 3 + FEATURES.len()];
+        for case in cases.iter().filter(|case| case.provider == provider) {
+            let faults = oracle_faults(case);
+            row[0] += 1;
+            row[1] += usize::from(faults.is_empty());
+            let differently = faults.iter().filter(|fault| judged(case, fault).is_some()).count();
+            row[2] += usize::from(differently > 0 && differently == faults.len());
+            for (cell, has) in row[3..].iter_mut().zip(features(case)) {
+                *cell += usize::from(has);
+            }
+        }
+        sum.iter_mut().zip(row).for_each(|(sum, cell)| *sum += cell);
+        let _ = writeln!(page, "| `{provider}` | {} |", cells(&row));
+    }
+    let _ = writeln!(page, "| all | {} |", cells(&sum));
+    page.push_str(PAGE_REASONS);
+    for (name, member, reason) in JUDGED_DIFFERENTLY {
+        let provider = cases.iter().find(|case| case.name == *name).map_or("", |case| case.provider);
+        let _ = writeln!(page, "| `{provider}` | {} | {reason} |", member.replace('_', " "));
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/providers.md");
+    if std::env::var_os("TURNSTREAM_WRITE").is_some_and(|what| what == "docs") {
+        std::fs::write(&path, &page).expect("writable");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == page,
+        "docs/providers.md is out of date: TURNSTREAM_WRITE=docs cargo test -p turnstream-core --test corpus page"
+    );
+}
+
+fn cells(row: &[usize]) -> String {
+    row.iter().map(|cell| if *cell == 0 { "·".to_owned() } else { cell.to_string() }).collect::<Vec<_>>().join(" | ")
+}
+
+const PAGE_START: &str = "\
+# Providers
+
+What `provider=` takes, beside `auto`, which finds out by the first frames. A page made by a test from the recordings: it is
+never older than the code.
+
+Each recording is a stream as a model server sent it. Its oracle is what the server's official SDK made of it, or a plain
+merge where there is none. A recording agrees when text, reasoning, refusal, tool calls, the raw finish reason, the raw usage,
+the provider's error and all answers that came at once are the oracle's, and when its events are equal for the whole and for
+pieces of 1, 7 and 4096 bytes. The last columns count the recordings that hold a feature. A provider without recordings
+(`·`) is tested by its format's documentation alone; recordings without an oracle count as agreeing when they keep the rules of
+the vocabulary.
+
+`openai-chat` and `openai-responses` read their dialects too: Azure, Groq, DeepSeek, OpenRouter, Mistral, Perplexity, xAI,
+Moonshot, Cerebras, Snowflake, vLLM, llama.cpp, LM Studio's and Ollama's `/v1`, and the older text completions.
+
+## By recording
+
+";
+const PAGE_REASONS: &str = "
+## Judged differently
+
+Where the oracle cannot see, or mixes up, what the provider said.
+
+| provider | member | why |
+|---|---|---|
+";

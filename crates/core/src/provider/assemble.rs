@@ -15,7 +15,7 @@ use super::echo::{Heard, Piece};
 use crate::event::json::write_str;
 use crate::event::{
     AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
-    ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, StageEnd, StageStart, Text, TextDelta, ToolCall,
+    Progress, ProviderEvent, ReasoningDelta, RefusalDelta, RoundEnd, RoundStart, StageEnd, StageStart, Text, TextDelta, ToolCall,
     ToolCallDelta, ToolCallStart, ToolOutputDelta, ToolResult, Usage, Warning,
 };
 
@@ -794,6 +794,12 @@ impl Assembler {
     /// The kind of the unknown frame since the last call, if one came.
     pub fn take_unknown(&mut self) -> Option<String> {
         self.unknown.take()
+    }
+
+    /// How far `stage` has come.
+    pub fn progress(&mut self, stage: &str, current: Option<f64>, total: Option<f64>, message: Option<&str>) {
+        let (stage, message) = (Arc::from(stage), message.map(Text::from));
+        self.out.push(Progress { stage, current, total, message, agent: None, elapsed_s: None, estimate_s: None }.into());
     }
 
     /// A source the answer refers to.

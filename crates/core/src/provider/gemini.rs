@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use serde_json::value::RawValue;
 
 use super::arguments::Arguments;
-use super::lax::{Count, List, Word, object};
+use super::lax::{Count, Flag, List, Word, object};
 use super::wire::{Latest, Object, pass, pass_of};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
@@ -82,39 +82,25 @@ object! {
 }
 
 object! {
+    Tokens<'a> {
+        prompt: Count = "promptTokenCount" | "prompt_token_count",
+        tool_use: Count = "toolUsePromptTokenCount" | "tool_use_prompt_token_count",
+        candidates: Count = "candidatesTokenCount" | "candidates_token_count",
+        thoughts: Count = "thoughtsTokenCount" | "thoughts_token_count",
+        cached: Count = "cachedContentTokenCount" | "cached_content_token_count",
+        total: Count = "totalTokenCount" | "total_token_count",
+        of_prompt: Option<&'a RawValue> = "promptTokensDetails" | "prompt_tokens_details",
+        of_candidates: Option<&'a RawValue> = "candidatesTokensDetails" | "candidates_tokens_details",
+    } skip { }
+}
+
+object! {
     Blob<'a> {
         media_type: Word<'a> = "mimeType" | "mime_type",
         data: Word<'a> = "data",
         url: Word<'a> = "fileUri" | "file_uri",
         name: Word<'a> = "displayName" | "display_name",
     } skip { }
-}
-
-/// A truth value; anything else is false.
-#[derive(Debug, Default, Clone, Copy)]
-struct Flag(bool);
-
-impl super::lax::Member for Flag {
-    fn is_absent(&self) -> bool {
-        !self.0
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Flag {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> serde::de::Visitor<'de> for Reader {
-            type Value = Flag;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a truth value")
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Flag, E> {
-                Ok(Flag(value))
-            }
-            super::lax::absent!(unit number str seq map);
-        }
-        deserializer.deserialize_any(Reader)
-    }
 }
 
 /// Whether a frame is of this format.
@@ -439,27 +425,23 @@ impl Gemini {
 
     /// Each chunk's counts are the whole so far, without what is zero; some chunks say something else beside them.
     fn usage(raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
-        let usage = Object::from_raw(raw)?;
-        let count = |camel: &str, snake: &str| usage.count(camel).or_else(|| usage.count(snake));
-        let total = count("totalTokenCount", "total_token_count");
-        let thoughts = count("thoughtsTokenCount", "thoughts_token_count");
-        let candidates = count("candidatesTokenCount", "candidates_token_count");
+        let tokens: Tokens<'_> = serde_json::from_str(raw.get())?;
+        let (candidates, total) = (tokens.candidates.0, tokens.total.0);
         // What tools read counts apart.
-        let prompt = count("promptTokenCount", "prompt_token_count");
-        let input = sum(prompt, count("toolUsePromptTokenCount", "tool_use_prompt_token_count"));
+        let input = sum(tokens.prompt.0, tokens.tool_use.0);
         // Some versions count thoughts among the candidates' tokens; the total gives it away.
         let among = total.is_some() && candidates.is_some() && sum(input, candidates) == total;
         let counts = UsageCounts {
             input,
-            output: if among { candidates } else { sum(candidates, thoughts) },
+            output: if among { candidates } else { sum(candidates, tokens.thoughts.0) },
             total,
-            cache_read: count("cachedContentTokenCount", "cached_content_token_count"),
+            cache_read: tokens.cached.0,
             cache_write: None,
-            reasoning: thoughts,
-            audio_input: audio(&usage, &["promptTokensDetails", "prompt_tokens_details"]),
-            audio_output: audio(&usage, &["candidatesTokensDetails", "candidates_tokens_details"]),
+            reasoning: tokens.thoughts.0,
+            audio_input: audio(tokens.of_prompt),
+            audio_output: audio(tokens.of_candidates),
         };
-        if prompt.is_some() || total.is_some() {
+        if tokens.prompt.0.is_some() || total.is_some() {
             out.usage_whole(counts, raw);
         } else {
             out.usage(counts, raw);
@@ -541,8 +523,12 @@ fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
     [a, b].into_iter().flatten().reduce(u64::saturating_add)
 }
 
-fn audio(usage: &Object<'_>, keys: &[&str]) -> Option<u64> {
-    let details = keys.iter().flat_map(|key| usage.list(key)).filter_map(|raw| Object::from_raw(raw).ok());
+/// The tokens of a list by modality that are audio.
+fn audio(details: Option<&RawValue>) -> Option<u64> {
+    // Nearly always there are none, and the list comes with every chunk.
+    let details = details.filter(|raw| raw.get().contains("AUDIO") || raw.get().contains('4'))?;
+    let details: List<&RawValue> = serde_json::from_str(details.get()).unwrap_or_default();
+    let details = details.items.into_iter().filter_map(|raw| Object::from_raw(raw).ok());
     let audio = details.filter(|part| matches!(&*part.text("modality"), "AUDIO" | "4"));
     audio.filter_map(|part| part.count("tokenCount").or_else(|| part.count("token_count"))).reduce(u64::saturating_add)
 }
@@ -882,7 +868,7 @@ mod tests {
     #[test]
     fn f1_f6_the_stream_and_the_array_give_equal_events() {
         let chunks = [text("a"), chunk(r#"{"text":"b"}"#, STOP)];
-        let stream = chunks.iter().map(|chunk| format!("data: {chunk}\r\n\r\n")).collect::<String>();
+        let stream = format!("data: {}\r\n\r\ndata: {}\r\n\r\n", chunks[0], chunks[1]);
         let array = format!("[{}\r\n]", chunks.join("\r\n,\r\n"));
         let events = |bytes: &str| {
             let mut normalizer = crate::provider::Normalizer::new("auto", crate::provider::Options::default()).unwrap();

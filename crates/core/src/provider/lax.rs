@@ -148,6 +148,33 @@ impl<'de> Deserialize<'de> for Count {
     }
 }
 
+/// A truth value; anything else is false.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Flag(pub bool);
+
+impl Member for Flag {
+    fn is_absent(&self) -> bool {
+        !self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Flag;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a truth value")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Flag, E> {
+                Ok(Flag(value))
+            }
+            absent!(unit number str seq map);
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
 /// A list. `here` tells an empty list from none.
 #[derive(Debug)]
 pub(super) struct List<T> {

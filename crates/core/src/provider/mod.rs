@@ -9,18 +9,28 @@
 mod anthropic;
 mod arguments;
 mod assemble;
+mod assistants;
 mod bedrock;
 mod bytes;
 mod codex;
+mod cohere;
 mod echo;
 mod fault;
 mod gemini;
+mod interactions;
 mod lax;
+mod lmstudio;
+mod mcp;
 mod normalizer;
+mod ollama;
 mod openai_chat;
 mod openai_responses;
+mod realtime;
+mod replicate;
 #[cfg(test)]
 mod testing;
+mod transcription;
+mod watsonx;
 mod wire;
 
 use crate::frame::{Frame, FrameError};
@@ -71,15 +81,25 @@ struct Entry {
 /// Every wire format that can be read, sorted by name: a new one is one line here.
 const CATALOG: &[Entry] = &[
     Entry { name: "anthropic", make: || Box::<anthropic::Anthropic>::default(), recognise: anthropic::recognise },
+    Entry { name: "assistants", make: || Box::<assistants::Assistants>::default(), recognise: assistants::recognise },
     Entry { name: "bedrock", make: || Box::<bedrock::Bedrock>::default(), recognise: bedrock::recognise },
     Entry { name: "codex", make: || Box::<codex::Codex>::default(), recognise: codex::recognise },
+    Entry { name: "cohere", make: || Box::<cohere::Cohere>::default(), recognise: cohere::recognise },
     Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
+    Entry { name: "interactions", make: || Box::<interactions::Interactions>::default(), recognise: interactions::recognise },
+    Entry { name: "lmstudio", make: || Box::<lmstudio::LmStudio>::default(), recognise: lmstudio::recognise },
+    Entry { name: "mcp", make: || Box::<mcp::Mcp>::default(), recognise: mcp::recognise },
+    Entry { name: "ollama", make: || Box::<ollama::Ollama>::default(), recognise: ollama::recognise },
     Entry { name: "openai-chat", make: || Box::new(openai_chat::OpenAiChat::new()), recognise: openai_chat::recognise },
     Entry {
         name: "openai-responses",
         make: || Box::<openai_responses::OpenAiResponses>::default(),
         recognise: openai_responses::recognise,
     },
+    Entry { name: "realtime", make: || Box::<realtime::Realtime>::default(), recognise: realtime::recognise },
+    Entry { name: "replicate", make: || Box::<replicate::Replicate>::default(), recognise: replicate::recognise },
+    Entry { name: "transcription", make: || Box::<transcription::Transcription>::default(), recognise: transcription::recognise },
+    Entry { name: "watsonx", make: || Box::<watsonx::Watsonx>::default(), recognise: watsonx::recognise },
 ];
 
 /// The names of all wire formats, sorted.

@@ -54,5 +54,5 @@ pub(super) fn said(call: &ToolCall) -> Option<&str> {
 /// The data of the first provider event of a name.
 pub(super) fn passed<'a>(events: &'a [Payload], name: &str) -> &'a str {
     let found = all!(events, ProviderEvent).into_iter().find(|event| event.name == name);
-    found.and_then(|event| event.data.as_ref()).map_or_else(|| panic!("no {name} in {events:?}"), |data| data.as_str())
+    found.and_then(|event| event.data.as_ref()).expect(name).as_str()
 }

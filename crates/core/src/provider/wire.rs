@@ -59,6 +59,11 @@ impl<'a> Object<'a> {
         self.read::<Count>(key).0
     }
 
+    /// The number under `key`.
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
+        self.raw(key).and_then(|raw| raw.get().parse().ok())
+    }
+
     /// The values of the list under `key`.
     pub(super) fn list(&self, key: &str) -> Vec<&'a RawValue> {
         self.read::<List<&'a RawValue>>(key).items
@@ -67,6 +72,22 @@ impl<'a> Object<'a> {
     /// Whether `true` stands under `key`.
     pub(super) fn is_true(&self, key: &str) -> bool {
         self.raw(key).is_some_and(|raw| raw.get() == "true")
+    }
+
+    /// An object of the members among `keys`, in the order of `keys`; `None` where there is none of them.
+    pub(super) fn pick(&self, keys: &[&str]) -> Option<Box<RawValue>> {
+        let mut picked = vec![b'{'];
+        for (key, raw) in keys.iter().filter_map(|key| Some((key, self.raw(key)?))) {
+            if picked.len() > 1 {
+                picked.push(b',');
+            }
+            write_str(&mut picked, key);
+            picked.push(b':');
+            picked.extend_from_slice(raw.get().as_bytes());
+        }
+        picked.push(b'}');
+        let text = String::from_utf8(picked).ok().filter(|text| text.len() > 2)?;
+        RawValue::from_string(text).ok()
     }
 
     /// Passes on the members that are not null and not among `known`, one event each.

@@ -1,0 +1,261 @@
+//! OpenAI's realtime API: what its server sends of text, transcripts, calls and results, one event a frame.
+//!
+//! Owns what its events mean; what is audio alone passes as `provider_event`. Knows nothing of the connection.
+//! Invariants: 1. each response is a round and a message; 2. what the model says aloud is its text, by its transcript;
+//! 3. an item is told by its `output_index`; the conversation's copies of it say nothing new.
+//!
+//! Format: <https://platform.openai.com/docs/api-reference/realtime-server-events>
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::lax::{Count, Word};
+use super::wire::{Object, pass, unknown};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
+use crate::event::{FinishReason, Json, Kind};
+use crate::frame::Frame;
+
+/// What a delta needs.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(rename = "type", borrow, default)]
+    kind: Word<'a>,
+    #[serde(default)]
+    output_index: Count,
+    #[serde(borrow, default)]
+    delta: Word<'a>,
+}
+
+/// The one message of a response.
+const MESSAGE: u64 = 0;
+
+/// Beginnings of the kinds that tell of the session and its audio: known, and without a word of ours.
+const KNOWN: &[&str] = &[
+    "session.",
+    "transcription_session.",
+    "conversation.",
+    "input_audio_buffer.",
+    "output_audio_buffer.",
+    "response.output_audio",
+    "response.audio",
+    "response.mcp_call",
+    "mcp_list_tools",
+    "rate_limits",
+];
+
+/// Whether a frame is of this format. Its events have the names of the Responses API's; an id of their own tells them.
+pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
+    let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
+    let kind = object.text("type");
+    let known = kind.starts_with("response.") || KNOWN.iter().any(|known| kind.starts_with(known));
+    let answer = &*object.object("response").text("object") == "realtime.response";
+    if known && (object.raw("event_id").is_some() || answer) { Likeness::Yes } else { Likeness::No }
+}
+
+/// The state machine.
+#[derive(Default)]
+pub(super) struct Realtime;
+
+impl Provider for Realtime {
+    fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let head: Head<'_> = serde_json::from_slice(frame.data)?;
+        let index = head.output_index.0.unwrap_or(0);
+        match head.kind.as_str() {
+            "response.output_text.delta"
+            | "response.text.delta"
+            | "response.output_audio_transcript.delta"
+            | "response.audio_transcript.delta" => {
+                out.text(MESSAGE, head.delta.as_str());
+                if let Some(Cow::Borrowed(text)) = head.delta.0 {
+                    out.echo(Piece::Text(MESSAGE), text);
+                }
+            }
+            "response.function_call_arguments.delta" if !head.delta.is_empty() => out.arguments(index, head.delta.as_str()),
+            kind => return seldom(kind, index, frame, out),
+        }
+        Ok(())
+    }
+
+    fn noise(&self) -> &'static [&'static str] {
+        &["event_id", "obfuscation"]
+    }
+
+    fn finish(&mut self, _: &mut Assembler) {}
+}
+
+/// Every event that is not a delta of what everybody reads.
+fn seldom(kind: &str, index: u64, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    let raw: &RawValue = serde_json::from_slice(frame.data)?;
+    let event = Object::from_raw(raw)?;
+    match kind {
+        "session.created" => {
+            out.model(&event.object("session").text("model"));
+            pass(kind, raw, out)
+        }
+        "response.created" => {
+            out.open(MESSAGE, &event.object("response").text("id"), None);
+            Ok(())
+        }
+        "response.output_item.added" | "response.output_item.done" => {
+            let item = event.object("item");
+            if &*item.text("type") == "function_call" && (kind.ends_with("added") || out.call_is_open(index)) {
+                out.call(index, MESSAGE, &item.text("call_id"), &item.text("name"), Kind::Client);
+                if kind.ends_with("done") {
+                    out.arguments_whole(index, &item.text("arguments"));
+                    out.call_end(index);
+                }
+            }
+            Ok(())
+        }
+        "response.function_call_arguments.done" => {
+            out.arguments_whole(index, &event.text("arguments"));
+            Ok(())
+        }
+        "response.output_text.done"
+        | "response.text.done"
+        | "response.output_audio_transcript.done"
+        | "response.audio_transcript.done" => {
+            if out.text_so_far(MESSAGE).is_empty() {
+                out.text_whole(MESSAGE, &[event.text("text"), event.text("transcript")].concat());
+            }
+            Ok(())
+        }
+        "response.done" => end(&event.object("response"), out),
+        // Their content comes with the deltas and with the item's end.
+        "response.content_part.added"
+        | "response.content_part.done"
+        | "response.output_audio.done"
+        | "response.audio.done"
+        | "response.function_call_arguments.delta" => Ok(()),
+        "conversation.item.added" | "conversation.item.created" | "conversation.item.done" => {
+            let item = event.object("item");
+            match (&*item.text("type"), &*item.text("role")) {
+                ("function_call_output", _) if !kind.ends_with("done") => {
+                    let output = item.raw("output").map(Json::from_raw).transpose()?;
+                    out.tool_result(&item.text("call_id"), None, output, false, "completed");
+                    Ok(())
+                }
+                ("function_call_output" | "function_call", _) | ("message", "assistant") => Ok(()),
+                _ => pass(kind, raw, out),
+            }
+        }
+        _ if kind == "error" || frame.event == "error" || (kind.is_empty() && event.raw("error").is_some()) => {
+            fault::report(raw, "error", out);
+            Ok(())
+        }
+        kind if KNOWN.iter().any(|known| kind.starts_with(known)) => pass(kind, raw, out),
+        kind => unknown(if kind.is_empty() { "untyped" } else { kind }, raw, out),
+    }
+}
+
+fn end(response: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    let status = response.text("status");
+    let details = response.object("status_details");
+    if status == "failed" {
+        match details.raw("error") {
+            Some(error) => fault::report(error, "failed", out),
+            None => out.error("failed", "the response failed and the provider did not say why", false, None),
+        }
+    }
+    let reason = match (&*status, &*details.text("reason")) {
+        ("completed", _) => FinishReason::Stop,
+        ("incomplete", "max_output_tokens") => FinishReason::Length,
+        ("incomplete", "content_filter") => FinishReason::ContentFilter,
+        ("cancelled", _) => FinishReason::Cancelled,
+        ("failed", _) => FinishReason::Error,
+        _ => FinishReason::Unknown,
+    };
+    out.finish_reason(MESSAGE, reason, &status);
+    if let Some(raw) = response.raw("usage") {
+        let usage = Object::from_raw(raw)?;
+        let (input, output) = (usage.object("input_token_details"), usage.object("output_token_details"));
+        let counts = UsageCounts {
+            input: usage.count("input_tokens"),
+            output: usage.count("output_tokens"),
+            total: usage.count("total_tokens"),
+            cache_read: input.count("cached_tokens"),
+            audio_input: input.count("audio_tokens"),
+            audio_output: output.count("audio_tokens"),
+            ..UsageCounts::default()
+        };
+        out.usage(counts, raw);
+    }
+    if let Some(raw) = response.raw("status_details") {
+        pass("status_details", raw, out)?;
+    }
+    out.mark_ended();
+    out.round_end();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::testing::{all, call, message, passed, read_as, said, usage};
+
+    fn created(id: &str) -> String {
+        format!(r#"{{"type":"response.created","event_id":"e","response":{{"object":"realtime.response","id":"{id}"}}}}"#)
+    }
+
+    fn done(status: &str) -> String {
+        format!(
+            r#"{{"type":"response.done","event_id":"e","response":{{"status":"{status}","status_details":null,"output":[],"usage":{{"total_tokens":7,"input_tokens":3,"output_tokens":4,"output_token_details":{{"audio_tokens":2}}}}}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_transcript_is_text_and_audio_passes() {
+        let events = read_as(
+            "realtime",
+            &[
+                r#"{"type":"session.created","event_id":"e","session":{"model":"m-1"}}"#.to_owned(),
+                created("r1"),
+                r#"{"type":"response.output_audio_transcript.delta","output_index":0,"delta":"Hi"}"#.to_owned(),
+                r#"{"type":"response.output_audio.delta","output_index":0,"delta":"AAAA"}"#.to_owned(),
+                r#"{"type":"response.output_audio_transcript.done","output_index":0,"transcript":"Hi"}"#.to_owned(),
+                done("completed"),
+            ],
+        );
+        assert_eq!((&*message(&events).text, message(&events).model.as_deref()), ("Hi", Some("m-1")));
+        assert!(passed(&events, "response.output_audio.delta").contains("AAAA"));
+        assert_eq!((usage(&events).total_tokens, usage(&events).audio_output_tokens), (Some(7), Some(2)));
+    }
+
+    #[test]
+    fn a_call_its_result_and_the_next_response() {
+        let item = |rest: &str| format!(r#"{{"type":"function_call","name":"f","call_id":"c1","arguments":{rest}}}"#);
+        let events = read_as(
+            "realtime",
+            &[
+                created("r1"),
+                format!(r#"{{"type":"response.output_item.added","output_index":0,"item":{}}}"#, item("\"\"")),
+                format!(r#"{{"type":"conversation.item.added","event_id":"e","item":{}}}"#, item("\"\"")),
+                r#"{"type":"response.function_call_arguments.delta","output_index":0,"delta":"{\"a\":"}"#.to_owned(),
+                format!(r#"{{"type":"response.output_item.done","output_index":0,"item":{}}}"#, item(r#""{\"a\":1}""#)),
+                done("completed"),
+                r#"{"type":"conversation.item.added","item":{"type":"function_call_output","call_id":"c1","output":"fog"}}"#
+                    .to_owned(),
+                created("r2"),
+                r#"{"type":"response.output_text.done","output_index":0,"text":"Fog."}"#.to_owned(),
+                done("completed"),
+            ],
+        );
+        assert_eq!((&*call(&events).call_id, said(call(&events))), ("c1", Some(r#"{"a":1}"#)));
+        assert_eq!(&*all!(events, ToolResult)[0].call_id, "c1");
+        let messages = all!(events, AssistantMessage);
+        assert_eq!((messages[0].finish_reason, &*messages[1].text), (FinishReason::ToolCalls, "Fog."));
+        assert_eq!(all!(events, Usage).len(), 2);
+    }
+
+    #[test]
+    fn failures_and_what_is_unknown() {
+        let failed = r#"{"type":"response.done","response":{"status":"failed","status_details":{"error":{"type":"server_error","message":"broke"}}}}"#;
+        let events = read_as("realtime", &[created("r1"), r#"{"type":"weather","event_id":"e"}"#.to_owned(), failed.to_owned()]);
+        assert_eq!((&*all!(events, Error)[0].message, all!(events, Error)[0].retryable), ("broke", true));
+        assert!(passed(&events, "weather").contains("weather"));
+        let error = read_as("realtime", &[r#"{"type":"error","error":{"type":"invalid_request_error","message":"no"}}"#]);
+        assert_eq!(all!(error, Error).len(), 1);
+    }
+}
