@@ -163,12 +163,7 @@ fn build(kind: &'static str, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Eve
         };
         (event.seq, event.time) = (number("seq")?, number("time")?);
         let small = |name: &str| number(name).and_then(|number| Ok(u32::try_from(number)?));
-        event.context = Arc::new(core::Context {
-            session: text("session")?,
-            turn: small("turn")?,
-            round: small("round")?,
-            backend: text("backend")?,
-        });
+        event.context = Arc::new(core::Context::new(text("session")?, small("turn")?, small("round")?, text("backend")?));
     }
     Ok(Event { entry: Arc::new(Entry { event, frame: OnceLock::new() }) })
 }

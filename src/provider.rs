@@ -53,7 +53,7 @@ impl Loose {
         let mut events = Vec::new();
         for payload in self.normalizer.drain() {
             if matches!(payload, Payload::RoundStart(_)) {
-                self.context = Arc::new(Context { turn: 1, round: self.context.round + 1, ..Context::default() });
+                self.context = Arc::new(Context::new(None, 1, self.context.round + 1, None));
             }
             self.seq += 1;
             events.push(event::wrap_loose(py, payload, self.seq, &self.context, time)?);
@@ -69,7 +69,7 @@ impl Normalizer {
     fn new(provider: &str, strict: bool) -> PyResult<Self> {
         let normalizer =
             core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
-        let context = Arc::new(Context { turn: 1, ..Context::default() });
+        let context = Arc::new(Context::new(None, 1, 0, None));
         Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context, raised: false }) })
     }
 

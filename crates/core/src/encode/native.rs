@@ -132,7 +132,7 @@ impl FrameStream {
             heartbeat_s: self.options.heartbeat_s,
             requested: None,
         };
-        let context = Context { session: Some(session.id().clone()), ..Context::default() };
+        let context = Context::of_session(session.id());
         let event = Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: open.into(), extra: None };
         if let (Format::Sse, Some(retry)) = (self.options.format, self.options.retry_ms) {
             out.extend_from_slice(b"retry: ");

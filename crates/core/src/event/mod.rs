@@ -201,7 +201,7 @@ macro_rules! define {
 crate::vocabulary!(define);
 
 /// What the events of one turn and round share; made once per round, not per event.
-#[derive(Debug, PartialEq, Eq, Default)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Context {
     /// The session's id; none for events that belong to no session.
     pub session: Option<Arc<str>>,
@@ -211,6 +211,36 @@ pub struct Context {
     pub round: u32,
     /// Which backend the turn runs on, if somebody said.
     pub backend: Option<Arc<str>>,
+    /// `,"session":…,"turn":…,"round":…,"time":`, written once for all events that share it.
+    head: Box<[u8]>,
+}
+
+impl Context {
+    /// The context of a session's turn and round.
+    pub fn new(session: Option<Arc<str>>, turn: u32, round: u32, backend: Option<Arc<str>>) -> Self {
+        let mut head = Vec::with_capacity(80);
+        if let Some(session) = &session {
+            head.extend_from_slice(b",\"session\":");
+            write_str(&mut head, session);
+        }
+        head.extend_from_slice(b",\"turn\":");
+        write_u64(&mut head, turn.into());
+        head.extend_from_slice(b",\"round\":");
+        write_u64(&mut head, round.into());
+        head.extend_from_slice(b",\"time\":");
+        Self { session, turn, round, backend, head: head.into() }
+    }
+
+    /// The context of what belongs to a session and to no turn.
+    pub fn of_session(session: &Arc<str>) -> Self {
+        Self::new(Some(session.clone()), 0, 0, None)
+    }
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Self::new(None, 0, 0, None)
+    }
 }
 
 /// One immutable fact.
@@ -233,22 +263,18 @@ impl Event {
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(self.payload.kind().as_bytes());
-        out.push(b'"');
-        if self.payload.class() != Class::Control {
-            out.extend_from_slice(b",\"seq\":");
+        if self.payload.class() == Class::Control {
+            out.push(b'"');
+            if let Some(session) = &self.context.session {
+                out.extend_from_slice(b",\"session\":");
+                write_str(out, session);
+            }
+            out.extend_from_slice(b",\"time\":");
+        } else {
+            out.extend_from_slice(b"\",\"seq\":");
             write_u64(out, self.seq);
+            out.extend_from_slice(&self.context.head);
         }
-        if let Some(session) = &self.context.session {
-            out.extend_from_slice(b",\"session\":");
-            write_str(out, session);
-        }
-        if self.payload.class() != Class::Control {
-            out.extend_from_slice(b",\"turn\":");
-            write_u64(out, self.context.turn.into());
-            out.extend_from_slice(b",\"round\":");
-            write_u64(out, self.context.round.into());
-        }
-        out.extend_from_slice(b",\"time\":");
         write_u64(out, self.time);
         if let Some(backend) = &self.context.backend {
             out.extend_from_slice(b",\"backend\":");
@@ -282,8 +308,7 @@ impl Event {
         let kind = find("type").ok_or(header("type", "a string"))?;
         let kind = Text::read(kind).map_err(|expected| header("type", expected))?;
         let small = |name| number(name).and_then(|n| u32::try_from(n).map_err(|_| header(name, "a number below 2^32")));
-        let context =
-            Context { session: shared("session")?, turn: small("turn")?, round: small("round")?, backend: shared("backend")? };
+        let context = Context::new(shared("session")?, small("turn")?, small("round")?, shared("backend")?);
         let (payload, extra) = Payload::from_members(&kind, &members)?;
         Ok(Self { seq: number("seq")?, time: number("time")?, context: Arc::new(context), payload, extra: extra.map(Box::new) })
     }
@@ -344,7 +369,7 @@ mod tests {
             let event = Event {
                 seq: 7,
                 time: 9,
-                context: Arc::new(Context { session: Some("s".into()), turn: 1, round: 2, backend: Some("api".into()) }),
+                context: Arc::new(Context::new(Some("s".into()), 1, 2, Some("api".into()))),
                 payload,
                 extra: extra.map(Box::new),
             };

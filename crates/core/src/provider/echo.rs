@@ -49,7 +49,10 @@ pub(super) struct Echo {
     event: String,
     /// Each hole, and the bytes before it.
     parts: Vec<(Vec<u8>, Hole)>,
+    /// The bytes after the last hole, up to the closing brackets.
     tail: Vec<u8>,
+    /// How many brackets close the frame. Blanks may stand between them: some servers pad their frames there.
+    brackets: usize,
 }
 
 impl Echo {
@@ -86,7 +89,10 @@ impl Echo {
             parts.push((data[from..start].to_vec(), hole));
             from = end;
         }
-        Some(Self { piece: heard.piece, event: frame.event.to_owned(), parts, tail: data[from..].to_vec() })
+        let tail = &data[from..];
+        let (tail, closing) = tail.split_at(tail.iter().rposition(|byte| !matches!(byte, b'}' | b' ')).map_or(0, |at| at + 1));
+        let brackets = memchr::memchr_iter(b'}', closing).count();
+        Some(Self { piece: heard.piece, event: frame.event.to_owned(), parts, tail: tail.to_vec(), brackets })
     }
 
     /// The piece that `frame` has where the remembered one had its own, if the rest is the same.
@@ -121,7 +127,16 @@ impl Echo {
             }
             rest = &rest[length..];
         }
-        if rest != self.tail && !same_but_for_blanks(rest, &self.tail) {
+        // The tail ends outside of strings: a string's own quote would stand behind its brackets and blanks.
+        let mut open = self.brackets;
+        for byte in rest.strip_prefix(self.tail.as_slice())? {
+            match byte {
+                b'}' if open > 0 => open -= 1,
+                b' ' => {}
+                _ => return None,
+            }
+        }
+        if open > 0 {
             return None;
         }
         let (plain, text) = piece?;
@@ -152,17 +167,6 @@ fn string_at(bytes: &[u8]) -> Option<(bool, usize)> {
 
 fn digits(bytes: &[u8]) -> usize {
     bytes.iter().take_while(|byte| byte.is_ascii_digit()).count()
-}
-
-/// Whether two ends of JSON objects, both beginning inside one string or both outside of any, differ in the blanks
-/// between tokens alone: some servers pad their frames.
-fn same_but_for_blanks(a: &[u8], b: &[u8]) -> bool {
-    // The padding stands before the last bracket: everything before it is equal to the byte.
-    let cut = |bytes: &[u8]| bytes.iter().rposition(|byte| !matches!(byte, b'}' | b' ')).map_or(0, |at| at + 1);
-    let (at, bt) = (cut(a), cut(b));
-    let brackets = |bytes: &[u8]| memchr::memchr_iter(b'}', bytes).count();
-    // A cut inside a string would be one that ends in brackets or blanks, and the string's own quote follows those.
-    a[..at] == b[..bt] && at > 0 && brackets(&a[at..]) == brackets(&b[bt..])
 }
 
 #[cfg(test)]

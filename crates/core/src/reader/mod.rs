@@ -331,7 +331,7 @@ impl Reader {
     }
 
     fn control(&self, payload: impl Into<Payload>) -> Item {
-        let context = Context { session: Some(self.session.id().clone()), ..Context::default() };
+        let context = Context::of_session(self.session.id());
         Item::Made(Box::new(Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: payload.into(), extra: None }))
     }
 }

@@ -39,7 +39,7 @@ impl Inner {
         };
         if self.context.turn != turn || self.context.round != round {
             let backend = if turn == 0 { None } else { self.context.backend.clone() };
-            self.context = Arc::new(Context { session: self.context.session.clone(), turn, round, backend });
+            self.context = Arc::new(Context::new(self.context.session.clone(), turn, round, backend));
         }
         let seq = self.log.head + 1;
         let event = Event { seq, time: self.now, context: self.context.clone(), payload, extra: extra.map(Box::new) };
@@ -65,7 +65,7 @@ impl Inner {
 
     /// Sets the backend that the events from now on name.
     pub(super) fn set_backend(&mut self, backend: Option<Arc<str>>) {
-        self.context = Arc::new(Context { session: self.context.session.clone(), turn: 0, round: 0, backend });
+        self.context = Arc::new(Context::new(self.context.session.clone(), 0, 0, backend));
     }
 
     /// A copy of what the log already has.

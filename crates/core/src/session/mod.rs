@@ -177,7 +177,7 @@ impl Session {
     /// A new, empty session.
     pub fn new(id: &str, limits: Limits) -> Arc<Self> {
         let id: Arc<str> = Arc::from(id);
-        let context = Arc::new(Context { session: Some(id.clone()), ..Context::default() });
+        let context = Arc::new(Context::of_session(&id));
         Arc::new(Self {
             id,
             epoch: Arc::from(hub::random_word(8)),
