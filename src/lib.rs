@@ -8,6 +8,7 @@ mod frame;
 mod hub;
 mod pace;
 mod provider;
+mod queue;
 mod reader;
 mod slots;
 mod turn;
@@ -25,5 +26,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     provider::register(module)?;
     hub::register(module)?;
     turn::register(module)?;
+    queue::register(module)?;
     reader::register(module)
 }

@@ -112,7 +112,7 @@ pub fn make<T: Awaited>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
 pub fn pending<T: Awaited>() -> PyResult<T> {
     let value = PENDING.take().and_then(|value| value.downcast::<T>().ok());
     let name = || T::FULL_NAME.to_string_lossy().into_owned();
-    value.map(|value| *value).ok_or_else(|| pyo3::exceptions::PyTypeError::new_err(format!("{} is made by a session", name())))
+    value.map(|value| *value).ok_or_else(|| pyo3::exceptions::PyTypeError::new_err(format!("{} is not made by hand", name())))
 }
 
 /// Puts the subtype on the module.
