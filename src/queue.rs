@@ -345,7 +345,6 @@ impl EventQueue {
 
     /// Takes the oldest item; blocks while there is none. None at the end.
     fn get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        check_fork(self.made)?;
         let item = self.take_blocking(py, Form::One, ": await aget() instead")?;
         Ok(item.unwrap_or_else(|| py.None()))
     }
@@ -471,6 +470,7 @@ impl EventQueue {
 
 impl EventQueue {
     fn take_blocking(&self, py: Python<'_>, form: Form, advice: &str) -> PyResult<Option<Py<PyAny>>> {
+        check_fork(self.made)?;
         let mut place = Place::default();
         match (Taking { queue: self, place: &mut place, form }).take(py)? {
             Taken::Item(item) => return Ok(Some(item)),
@@ -535,6 +535,7 @@ impl Drop for QueueTake {
 impl Awaited for QueueTake {
     fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
         let (this, queue) = (slf.get(), slf.get().queue.get());
+        check_fork(queue.made)?;
         let mut waiting = this.waiting.try_lock().ok_or_else(reentered)?;
         let TakeWait { place, waiter } = &mut *waiting;
         let mut source = Taking { queue, place, form: this.form };
@@ -653,6 +654,7 @@ impl Drop for QueuePut {
 impl Awaited for QueuePut {
     fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
         let queue = slf.get().queue.get();
+        check_fork(queue.made)?;
         let mut waiting = slf.get().waiting.try_lock().ok_or_else(reentered)?;
         let PutWait { place, waiter, slot } = &mut *waiting;
         let mut source = Putting { queue, place, slot };
