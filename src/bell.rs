@@ -125,6 +125,21 @@ pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     function.bind(py).call0()
 }
 
+/// The running loop of this thread, if there is one; asyncio is not imported to find out.
+pub fn running_loop_if_any(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    static RUNNING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if RUNNING.get(py).is_none() {
+        let loaded = py.import("sys")?.getattr("modules")?.call_method1("get", ("asyncio",))?;
+        if loaded.is_none() {
+            return Ok(None);
+        }
+        let _ = RUNNING.set(py, loaded.getattr("_get_running_loop")?.unbind());
+    }
+    let Some(function) = RUNNING.get(py) else { return Ok(None) };
+    let running = function.bind(py).call0()?;
+    Ok((!running.is_none()).then_some(running))
+}
+
 impl Bell {
     /// The bell of the running loop, hung on first use.
     pub fn of_running_loop(py: Python<'_>) -> PyResult<Py<Self>> {

@@ -22,6 +22,11 @@ impl Event {
         &self.entry.event
     }
 
+    /// What Python objects of one event share.
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
     fn logged(&self) -> bool {
         self.event().payload.class() != Class::Control
     }

@@ -154,6 +154,14 @@ fn read_options(after: Option<&str>, follow: &str, deltas: &str, on_trim: &str, 
     })
 }
 
+impl Session {
+    /// The session, in the process that made it: a thread of the parent's may have held its lock when the child was forked.
+    fn core(&self) -> PyResult<&Arc<core::Session>> {
+        check_fork(self.made)?;
+        Ok(&self.session)
+    }
+}
+
 #[pymethods]
 impl Session {
     /// Its id.
@@ -170,20 +178,20 @@ impl Session {
 
     /// seq of the newest event; 0 when there is none.
     #[getter]
-    fn head(&self) -> u64 {
-        self.session.position().head
+    fn head(&self) -> PyResult<u64> {
+        Ok(self.core()?.position().head)
     }
 
     /// seq of the oldest event in the log.
     #[getter]
-    fn earliest(&self) -> Option<u64> {
-        self.session.earliest()
+    fn earliest(&self) -> PyResult<Option<u64>> {
+        Ok(self.core()?.earliest())
     }
 
     /// `<epoch>.<head>`.
     #[getter]
-    fn cursor(&self) -> String {
-        format!("{}.{}", self.session.epoch(), self.session.position().head)
+    fn cursor(&self) -> PyResult<String> {
+        Ok(format!("{}.{}", self.session.epoch(), self.head()?))
     }
 
     /// Starts a turn (logs `turn_start`). TurnActive while one runs; SessionClosed after the session's end.
@@ -266,23 +274,23 @@ impl Session {
 
     /// The status page: state, turn, epoch, head, earliest, cursor, progress, usage, error, readers, started, updated.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        convert::loads(py, self.session.status_json().as_str())
+        convert::loads(py, self.core()?.status_json().as_str())
     }
 
     /// What was said so far, user inputs and partial answers included.
     fn messages<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let json = self.session.look(turnstream_core::session::State::messages_json);
+        let json = self.core()?.look(turnstream_core::session::State::messages_json);
         convert::loads(py, json.as_str())
     }
 
     /// The last turn's `completion`; None while a turn runs or before the first has ended.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.session.result().map(|json| convert::loads(py, json.as_str())).transpose()
+        self.core()?.result().map(|json| convert::loads(py, json.as_str())).transpose()
     }
 
     /// Exact counts of what the session did.
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counts = self.session.statistics();
+        let counts = self.core()?.statistics();
         let dict = PyDict::new(py);
         for (name, count) in [
             ("appended", counts.appended),
@@ -303,21 +311,22 @@ impl Session {
     /// False when none was running.
     #[pyo3(signature = (reason = "cancelled"))]
     fn cancel<'py>(&self, py: Python<'py>, reason: &str) -> PyResult<Bound<'py, PyAny>> {
-        check_fork(self.made)?;
-        let ran = self.session.cancel(reason);
+        let ran = self.core()?.cancel(reason);
         py.import("turnstream._glue")?.call_method1("returns", (ran,))
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
     #[pyo3(signature = (reason = None))]
     fn close(&self, reason: Option<&str>) -> PyResult<()> {
-        check_fork(self.made)?;
-        self.session.close(reason);
+        self.core()?.close(reason);
         Ok(())
     }
 
     fn __repr__(&self) -> String {
-        format!("<Session {:?} {} head={}>", self.id(), self.session.state_word(), self.head())
+        match self.head() {
+            Ok(head) => format!("<Session {:?} {} head={head}>", self.id(), self.session.state_word()),
+            Err(_) => format!("<Session {:?} of the parent process>", self.id()),
+        }
     }
 
     fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {

@@ -13,6 +13,7 @@ mod frame;
 mod hub;
 mod pace;
 mod provider;
+mod queue;
 mod reader;
 mod slots;
 mod turn;
@@ -30,6 +31,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     provider::register(module)?;
     hub::register(module)?;
     turn::register(module)?;
+    queue::register(module)?;
     reader::register(module)?;
     // The package says what is public; PyO3's own list would name every helper too.
     module.delattr("__all__")

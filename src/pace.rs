@@ -47,7 +47,7 @@ impl Gate {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.inner.try_lock().ok_or_else(Lag::busy)?;
         let (lag, waiter) = &mut *inner;
         waiter.step(py, lag)
     }

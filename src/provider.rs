@@ -10,6 +10,7 @@ use turnstream_core::provider::{self as core, Options};
 use turnstream_core::session::fold::{Fold, fold_bytes};
 use turnstream_core::session::{Session, SessionError, now_ms};
 
+use crate::bell::{check_fork, generation};
 use crate::{convert, errors, event};
 
 /// From here on a chunk is worked on with the interpreter released: 8 KiB take about 10 µs.
@@ -28,6 +29,11 @@ fn bytes_of<'a>(data: &'a Bound<'_, PyAny>) -> PyResult<std::borrow::Cow<'a, [u8
         return Ok(std::borrow::Cow::Owned(text.to_string_lossy().into_owned().into_bytes()));
     }
     data.extract::<Vec<u8>>().map(std::borrow::Cow::Owned)
+}
+
+/// To wait for the lock could stop both: its holder makes Python objects, and may come to wait for the interpreter.
+fn busy() -> PyErr {
+    errors::raise("ReaderBusy", "another thread is in this normalizer; each stream has its own")
 }
 
 /// One provider stream's bytes to events. Does no I/O; one thread at a time.
@@ -76,7 +82,7 @@ impl Normalizer {
     /// Takes bytes, in any split; gives the events that they complete.
     fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Vec<Py<PyAny>>> {
         let bytes = bytes_of(data)?;
-        let mut inner = self.inner.lock();
+        let mut inner = self.inner.try_lock().ok_or_else(busy)?;
         let fed = inner.normalizer.feed(&bytes);
         inner.raised |= fed.is_err();
         fed.map_err(|error| errors::protocol(&error))?;
@@ -86,7 +92,7 @@ impl Normalizer {
     /// The bytes have ended: closes everything that is open. A second call gives nothing. An error is raised once, here
     /// or by `feed`; the call after that gives the events that came before it.
     fn finish(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.inner.try_lock().ok_or_else(busy)?;
         match inner.normalizer.finish() {
             Err(error) if !inner.raised => {
                 inner.raised = true;
@@ -98,8 +104,8 @@ impl Normalizer {
 
     /// The provider's name; "auto" until it is recognised.
     #[getter]
-    fn provider(&self) -> &'static str {
-        self.inner.lock().normalizer.provider()
+    fn provider(&self) -> PyResult<&'static str> {
+        Ok(self.inner.try_lock().ok_or_else(busy)?.normalizer.provider())
     }
 }
 
@@ -109,6 +115,7 @@ pub struct TurnFeed {
     session: Arc<Session>,
     turn: u32,
     inner: Mutex<(core::Normalizer, Fold)>,
+    made: u32,
 }
 
 impl TurnFeed {
@@ -117,13 +124,20 @@ impl TurnFeed {
         let prefix = format!("{}-", session.position().head);
         let normalizer = core::Normalizer::new(provider, options(strict, prefix)).map_err(|error| errors::protocol(&error))?;
         let fold = Fold::new(normalizer.provider());
-        Ok(Self { session, turn, inner: Mutex::new((normalizer, fold)) })
+        Ok(Self { session, turn, inner: Mutex::new((normalizer, fold)), made: generation() })
     }
 
     fn append(&self, inner: &mut (core::Normalizer, Fold)) -> Result<usize, SessionError> {
         let (normalizer, fold) = inner;
         let payloads = normalizer.drain().inspect(|payload| fold.push(payload));
         self.session.emit_all(self.turn, payloads)
+    }
+
+    /// Acts on the normalizer with the interpreter released: whoever holds its lock must never wait for the interpreter, and
+    /// whoever has the interpreter never for the lock.
+    fn detached<T: Send>(&self, py: Python<'_>, act: impl FnOnce(&mut (core::Normalizer, Fold)) -> T + Send) -> PyResult<T> {
+        check_fork(self.made)?;
+        Ok(py.detach(|| act(&mut self.inner.lock())))
     }
 }
 
@@ -133,50 +147,60 @@ impl TurnFeed {
     fn feed(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
         let bytes = bytes_of(data)?;
         let bytes = &*bytes;
-        let work = || {
-            let mut inner = self.inner.lock();
+        check_fork(self.made)?;
+        let work = |inner: &mut (core::Normalizer, Fold)| {
             let fed = inner.0.feed(bytes);
-            (fed, self.append(&mut inner))
+            (fed, self.append(inner))
         };
-        // Letting other threads run costs 80 ns, a quarter of a small chunk: only where there is something to gain.
-        let (fed, appended) = if bytes.len() < DETACH_BYTES { work() } else { py.detach(work) };
+        // Letting other threads run costs 80 ns, a quarter of a small chunk: only where there is something to gain, or
+        // somebody to wait for.
+        let free = if bytes.len() < DETACH_BYTES { self.inner.try_lock() } else { None };
+        let (fed, appended) = match free {
+            Some(mut inner) => work(&mut inner),
+            None => self.detached(py, work)?,
+        };
         fed.map_err(|error| errors::protocol(&error))?;
         appended.map_err(|error| errors::session(&error))
     }
 
     /// The bytes have ended: closes what is open. Returns the fold of this stream, as JSON text.
-    fn finish(&self) -> PyResult<String> {
-        let mut inner = self.inner.lock();
-        let finished = inner.0.finish();
-        self.append(&mut inner).map_err(|error| errors::session(&error))?;
+    fn finish(&self, py: Python<'_>) -> PyResult<String> {
+        let (finished, appended, fold) = self.detached(py, |inner| {
+            let finished = inner.0.finish();
+            let appended = self.append(inner);
+            inner.1.provider = inner.0.provider().into();
+            (finished, appended, inner.1.to_json())
+        })?;
+        appended.map_err(|error| errors::session(&error))?;
         finished.map_err(|error| errors::protocol(&error))?;
-        let provider = inner.0.provider();
-        inner.1.provider = provider.into();
-        Ok(inner.1.to_json())
+        Ok(fold)
     }
 
     /// No more bytes will come: says why in an `error` event of these fields, and closes what is open. Does nothing after
     /// an error of `feed` that has said and closed all that.
     fn stop(&self, error: &Bound<'_, PyAny>) -> PyResult<()> {
         let object = convert::object_to_json(Some(error), None)?;
-        let (Payload::Error(error), _) = Payload::from_json("error", &object).map_err(|error| errors::payload(&error))? else {
+        let (Payload::Error(payload), _) = Payload::from_json("error", &object).map_err(|error| errors::payload(&error))? else {
             return Ok(());
         };
-        let mut inner = self.inner.lock();
-        inner.0.stop(*error);
-        self.append(&mut inner).map(drop).map_err(|error| errors::session(&error))
+        let appended = self.detached(error.py(), |inner| {
+            inner.0.stop(*payload);
+            self.append(inner)
+        })?;
+        appended.map(drop).map_err(|error| errors::session(&error))
     }
 
     /// Whether the producer should wait: a pacing reader lags by its window.
     #[getter]
-    fn should_wait(&self) -> bool {
-        !self.session.may_produce(None)
+    fn should_wait(&self) -> PyResult<bool> {
+        check_fork(self.made)?;
+        Ok(!self.session.may_produce(None))
     }
 
     /// The provider's name; "auto" until it is recognised.
     #[getter]
-    fn provider(&self) -> &'static str {
-        self.inner.lock().0.provider()
+    fn provider(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.detached(py, |inner| inner.0.provider())
     }
 }
 

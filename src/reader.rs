@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use turnstream_core::encode::native::FrameStream;
 use turnstream_core::event::Class;
 use turnstream_core::reader::{self as core, Item, Poll};
 
+use crate::bell::{check_fork, generation};
 use crate::slots::{self, Awaited, Sent};
 use crate::wait::{Source, Taken, Waiter, block};
 use crate::{errors, event};
@@ -84,45 +86,117 @@ impl Source for EventSource {
     }
 }
 
+/// A source that can be ended early.
+trait Closable: Source {
+    fn close(&mut self);
+}
+
+impl Closable for EventSource {
+    fn close(&mut self) {
+        self.reader.close();
+        self.fetched = VecDeque::new();
+    }
+}
+
 struct Both<S> {
     source: S,
     waiter: Waiter,
+}
+
+/// A source and its waiter, for one thread at a time. Nobody waits for the lock: its holder may be in Python code, and wait
+/// for the interpreter that the other has.
+struct Shared<S> {
+    both: Mutex<Both<S>>,
+    closing: AtomicBool,
+    made: u32,
+}
+
+impl<S: Closable> Shared<S> {
+    fn new(source: S) -> Self {
+        let both = Mutex::new(Both { source, waiter: Waiter::default() });
+        Self { both, closing: AtomicBool::new(false), made: generation() }
+    }
+
+    fn act<T>(&self, act: impl FnOnce(&mut Both<S>) -> PyResult<T>) -> PyResult<T> {
+        check_fork(self.made)?;
+        let mut both = self.both.try_lock().ok_or_else(busy)?;
+        let result = act(&mut both);
+        drop(both);
+        self.close_if_asked();
+        result
+    }
+
+    fn send(&self, py: Python<'_>) -> PyResult<Sent> {
+        self.act(|both| both.waiter.send(py, &mut both.source))
+    }
+
+    fn step(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.act(|both| both.waiter.step(py, &mut both.source))
+    }
+
+    fn step_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        block::<S>(py, |act| self.act(|both| act(&mut both.source)))
+    }
+
+    fn close(&self) {
+        // SeqCst, here and below: of the closer, which asks and then tries the lock, and its holder, which lets it go and then
+        // looks, one sees the other.
+        self.closing.store(true, Ordering::SeqCst);
+        self.close_if_asked();
+    }
+
+    fn close_if_asked(&self) {
+        if self.closing.load(Ordering::SeqCst) {
+            self.change(|source| {
+                self.closing.store(false, Ordering::SeqCst);
+                source.close();
+            });
+        }
+    }
+
+    /// Changes the source and wakes whoever is parked; not while somebody is in it.
+    fn change(&self, change: impl FnOnce(&mut S)) {
+        let Some(mut both) = self.both.try_lock() else { return };
+        change(&mut both.source);
+        let waker = both.waiter.parked_waker();
+        drop(both);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.both.try_lock().map_or(Ok(()), |both| both.waiter.traverse(visit))
+    }
+
+    fn clear(&self) {
+        if let Some(mut both) = self.both.try_lock() {
+            both.waiter.clear();
+        }
+    }
 }
 
 fn busy() -> PyErr {
     errors::raise("ReaderBusy", "another thread is reading; open a second reader instead")
 }
 
-fn step<S: Source>(py: Python<'_>, both: &Mutex<Both<S>>) -> PyResult<Option<Py<PyAny>>> {
-    let mut both = both.try_lock().ok_or_else(busy)?;
-    let Both { source, waiter } = &mut *both;
-    waiter.step(py, source)
-}
-
-fn step_blocking<S: Source + Send>(py: Python<'_>, both: &Mutex<Both<S>>) -> PyResult<Option<Py<PyAny>>> {
-    block::<S>(py, |act| act(&mut both.try_lock().ok_or_else(busy)?.source))
-}
-
 /// A cursor into a session's log: an async iterator of events, and (`iter(reader)`) a blocking one.
 #[pyclass(frozen, subclass, weakref, name = "_Reader", module = "turnstream._native")]
 pub struct Reader {
-    both: Mutex<Both<EventSource>>,
-    made: u32,
+    shared: Shared<EventSource>,
 }
 
 impl Reader {
     pub fn new(reader: core::Reader) -> Self {
         let consumed = reader.cursor().seq();
         let source = EventSource { reader, fetched: VecDeque::new(), scratch: Vec::new(), consumed, batch: None };
-        Self { both: Mutex::new(Both { source, waiter: Waiter::default() }), made: crate::bell::generation() }
+        Self { shared: Shared::new(source) }
     }
 }
 
 impl Awaited for Reader {
     fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
-        let mut both = slf.get().both.try_lock().ok_or_else(busy)?;
-        let Both { source, waiter } = &mut *both;
-        waiter.send(slf.py(), source)
+        slf.get().shared.send(slf.py())
     }
 
     fn subtype() -> &'static PyOnceLock<Py<PyType>> {
@@ -153,12 +227,11 @@ impl Reader {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        step(py, &self.both)
+        self.shared.step(py)
     }
 
-    fn __iter__(slf: Py<Self>) -> PyResult<BlockingReader> {
-        crate::bell::check_fork(slf.get().made)?;
-        Ok(BlockingReader { reader: slf })
+    fn __iter__(slf: Py<Self>) -> BlockingReader {
+        BlockingReader { reader: slf }
     }
 
     /// Lists of up to `max_events` events, all that are ready, at least one. The reader itself then yields nothing until
@@ -174,26 +247,18 @@ impl Reader {
     /// Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out.
     #[getter]
     fn cursor(&self) -> PyResult<String> {
-        let both = self.both.try_lock().ok_or_else(busy)?;
-        Ok(format!("{}.{}", both.source.reader.session().epoch(), both.source.consumed))
+        self.shared.act(|both| Ok(format!("{}.{}", both.source.reader.session().epoch(), both.source.consumed)))
     }
 
     /// How the cursor was taken: live, resumed, caught_up, trimmed, other_epoch, ahead, finished.
     #[getter]
     fn status(&self) -> PyResult<&'static str> {
-        Ok(self.both.try_lock().ok_or_else(busy)?.source.reader.status().as_str())
+        self.shared.act(|both| Ok(both.source.reader.status().as_str()))
     }
 
     /// Ends the iteration, also of a task that is parked in it. A second call does nothing.
     fn close(&self) {
-        let mut both = self.both.lock();
-        both.source.reader.close();
-        both.source.fetched = VecDeque::new();
-        let waker = both.waiter.parked_waker();
-        drop(both);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.shared.close();
     }
 
     fn __aenter__<'py>(slf: Bound<'py, Self>, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -216,13 +281,11 @@ impl Reader {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.both.try_lock().map_or(Ok(()), |both| both.waiter.traverse(&visit))
+        self.shared.traverse(&visit)
     }
 
     fn __clear__(&self) {
-        if let Some(mut both) = self.both.try_lock() {
-            both.waiter.clear();
-        }
+        self.shared.clear();
     }
 }
 
@@ -239,7 +302,7 @@ impl BlockingReader {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        step_blocking(py, &self.reader.get().both)
+        self.reader.get().shared.step_blocking(py)
     }
 }
 
@@ -251,24 +314,25 @@ pub struct Batches {
 }
 
 impl Batches {
-    fn batched<T>(&self, act: impl FnOnce(&Mutex<Both<EventSource>>) -> PyResult<T>) -> PyResult<T> {
-        let both = &self.reader.get().both;
-        both.try_lock().ok_or_else(busy)?.source.batch = Some(self.max_events);
-        let result = act(both);
-        if let Some(mut both) = both.try_lock() {
-            both.source.batch = None;
-        }
+    /// Acts while the reader gives lists.
+    fn batched<T>(&self, act: impl FnOnce(&Shared<EventSource>) -> PyResult<T>) -> PyResult<T> {
+        let shared = &self.reader.get().shared;
+        let set = |batch| {
+            shared.act(|both| {
+                both.source.batch = batch;
+                Ok(())
+            })
+        };
+        set(Some(self.max_events))?;
+        let result = act(shared);
+        let _ = set(None); // somebody else is in it, and sets it for itself
         result
     }
 }
 
 impl Awaited for Batches {
     fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
-        slf.get().batched(|both| {
-            let mut both = both.try_lock().ok_or_else(busy)?;
-            let Both { source, waiter } = &mut *both;
-            waiter.send(slf.py(), source)
-        })
+        slf.get().batched(|shared| shared.send(slf.py()))
     }
 
     fn subtype() -> &'static PyOnceLock<Py<PyType>> {
@@ -303,7 +367,7 @@ impl Batches {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.batched(|both| step(py, both))
+        self.batched(|shared| shared.step(py))
     }
 
     fn __iter__(slf: Py<Self>) -> BlockingBatches {
@@ -324,7 +388,7 @@ impl BlockingBatches {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.batches.get().batched(|both| step_blocking(py, both))
+        self.batches.get().batched(|shared| shared.step_blocking(py))
     }
 }
 
@@ -361,10 +425,17 @@ impl Source for ChunkSource {
     }
 }
 
+impl Closable for ChunkSource {
+    fn close(&mut self) {
+        self.ended = true;
+        self.stream.reader().close();
+    }
+}
+
 /// Encoded frames of a session's log: each item is all frames that are ready, as bytes.
 #[pyclass(frozen, subclass, weakref, name = "_FrameReader", module = "turnstream._native")]
 pub struct FrameReader {
-    both: Mutex<Both<ChunkSource>>,
+    shared: Shared<ChunkSource>,
     /// How the cursor was taken, as in `stream_open`.
     #[pyo3(get)]
     status: &'static str,
@@ -383,7 +454,7 @@ impl FrameReader {
     pub fn new(stream: FrameStream, heartbeat: Duration) -> Self {
         let status = stream.status().as_str();
         let source = ChunkSource { stream, scratch: Vec::new(), heartbeat_due: false, ended: false };
-        Self { both: Mutex::new(Both { source, waiter: Waiter::default() }), status, heartbeat, silence: Mutex::default() }
+        Self { shared: Shared::new(source), status, heartbeat, silence: Mutex::default() }
     }
 
     fn set_timer(slf: &Bound<'_, Self>, delay: Duration) -> PyResult<()> {
@@ -399,25 +470,12 @@ impl FrameReader {
         let timer = self.silence.lock().timer.take();
         timer.map_or(Ok(()), |timer| timer.call_method0(py, "cancel").map(drop))
     }
-
-    fn wake(&self, change: impl FnOnce(&mut ChunkSource)) {
-        let mut both = self.both.lock();
-        change(&mut both.source);
-        let waker = both.waiter.parked_waker();
-        drop(both);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
 }
 
 impl Awaited for FrameReader {
     fn send(slf: &Bound<'_, Self>) -> PyResult<Sent> {
         let (py, this) = (slf.py(), slf.get());
-        let mut both = this.both.try_lock().ok_or_else(busy)?;
-        let Both { source, waiter } = &mut *both;
-        let stepped = waiter.send(py, source);
-        drop(both);
+        let stepped = this.shared.send(py);
         match &stepped {
             Ok(Sent::Yield(parked)) if !parked.is_none(py) && !this.heartbeat.is_zero() => {
                 let mut silence = this.silence.lock();
@@ -476,12 +534,12 @@ impl FrameReader {
         let silent = silence.since.map_or(Duration::ZERO, |since| since.elapsed());
         drop(silence);
         drop(fired);
-        if this.both.lock().waiter.parked_waker().is_none() {
+        if this.shared.both.try_lock().is_none_or(|both| both.waiter.parked_waker().is_none()) {
             return Ok(()); // not silent: the next wait sets the timer again
         }
         // A timer may fire a little early by the other clock.
         if silent + Duration::from_millis(5) >= this.heartbeat {
-            this.wake(|source| source.heartbeat_due = true);
+            this.shared.change(|source| source.heartbeat_due = true);
             return Ok(());
         }
         Self::set_timer(slf, this.heartbeat.saturating_sub(silent))
@@ -493,10 +551,7 @@ impl FrameReader {
 
     /// Ends the iteration, also of a task that is parked in it. A second call does nothing.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.wake(|source| {
-            source.ended = true;
-            source.stream.reader().close();
-        });
+        self.shared.close();
         self.stop_timer(py)
     }
 
@@ -506,13 +561,11 @@ impl FrameReader {
         {
             visit.call(timer)?;
         }
-        self.both.try_lock().map_or(Ok(()), |both| both.waiter.traverse(&visit))
+        self.shared.traverse(&visit)
     }
 
     fn __clear__(&self) {
-        if let Some(mut both) = self.both.try_lock() {
-            both.waiter.clear();
-        }
+        self.shared.clear();
     }
 }
 
@@ -529,7 +582,7 @@ impl BlockingFrameReader {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        step_blocking(py, &self.reader.get().both)
+        self.reader.get().shared.step_blocking(py)
     }
 }
 

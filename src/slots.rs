@@ -20,6 +20,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
+use pyo3::{PyTraverseError, PyVisit};
 
 /// What one `send(None)` gave.
 pub enum Sent {
@@ -42,6 +43,43 @@ pub trait Awaited: PyClass + Send + 'static {
 unsafe extern "C" fn itself(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: the interpreter passes a live object and takes a new reference.
     unsafe { ffi::Py_NewRef(slf) }
+}
+
+/// What `__await__` gives to those who call it by name and delegate to the result, as `asyncio.ensure_future` and so
+/// `wait_for` do with `yield from`: that asks for `iter()` of it, and `iter(reader)` is the blocking iterator.
+#[pyclass(frozen, name = "_Steps", module = "turnstream._native")]
+pub struct Steps {
+    of: Py<PyAny>,
+}
+
+#[pymethods]
+impl Steps {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.of.call_method0(py, pyo3::intern!(py, "__next__"))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.of)
+    }
+}
+
+unsafe extern "C" fn steps(slf: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the interpreter calls its methods attached.
+    let py = unsafe { Python::assume_attached() };
+    // SAFETY: and keeps the object alive over the call.
+    let of = unsafe { Bound::from_borrowed_ptr(py, slf) }.unbind();
+    match catch_unwind(AssertUnwindSafe(|| Bound::new(py, Steps { of }))) {
+        Ok(Ok(steps)) => steps.into_ptr(),
+        Ok(Err(error)) => {
+            error.restore(py);
+            ptr::null_mut()
+        }
+        Err(_) => ptr::null_mut(),
+    }
 }
 
 unsafe extern "C" fn send<T: Awaited>(
@@ -75,11 +113,23 @@ fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
         let itself = itself as unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject;
         let send = send::<T>
             as unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::PyObject, *mut *mut ffi::PyObject) -> ffi::PySendResult;
+        // `METH_COEXIST`: the method stands in the type's dict in the place of the slot's wrapper; `await` itself asks the
+        // slot. The type points to it for good, and is made once.
+        let methods = Box::leak(Box::new([
+            ffi::PyMethodDef {
+                ml_name: c"__await__".as_ptr(),
+                ml_meth: ffi::PyMethodDefPointer { PyCFunction: steps },
+                ml_flags: ffi::METH_NOARGS | ffi::METH_COEXIST,
+                ml_doc: ptr::null(),
+            },
+            ffi::PyMethodDef::zeroed(),
+        ]));
         let mut slots = [
             slot(ffi::Py_am_aiter, itself as *mut c_void),
             slot(ffi::Py_am_anext, itself as *mut c_void),
             slot(ffi::Py_am_await, itself as *mut c_void),
             slot(ffi::Py_am_send, send as *mut c_void),
+            slot(ffi::Py_tp_methods, methods.as_mut_ptr().cast()),
             slot(0, ptr::null_mut()),
         ];
         let flags = u32::try_from(ffi::Py_TPFLAGS_DEFAULT).unwrap_or_default();
@@ -112,7 +162,7 @@ pub fn make<T: Awaited>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
 pub fn pending<T: Awaited>() -> PyResult<T> {
     let value = PENDING.take().and_then(|value| value.downcast::<T>().ok());
     let name = || T::FULL_NAME.to_string_lossy().into_owned();
-    value.map(|value| *value).ok_or_else(|| pyo3::exceptions::PyTypeError::new_err(format!("{} is made by a session", name())))
+    value.map(|value| *value).ok_or_else(|| pyo3::exceptions::PyTypeError::new_err(format!("{} is not made by hand", name())))
 }
 
 /// Puts the subtype on the module.

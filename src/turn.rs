@@ -134,14 +134,14 @@ impl Turn {
 
     /// Whether it was cancelled.
     #[getter]
-    fn cancelled(&self) -> bool {
-        self.session.session.is_cancelled(self.number)
+    fn cancelled(&self) -> PyResult<bool> {
+        Ok(self.core()?.is_cancelled(self.number))
     }
 
     /// Whether it has its completion.
     #[getter]
-    fn ended(&self) -> bool {
-        !self.session.session.is_running(self.number)
+    fn ended(&self) -> PyResult<bool> {
+        Ok(!self.core()?.is_running(self.number))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -245,7 +245,12 @@ impl Turn {
     }
 
     fn __repr__(&self) -> String {
-        format!("<Turn {} of {:?}{}>", self.number, &**self.session.session.id(), if self.ended() { " ended" } else { "" })
+        format!(
+            "<Turn {} of {:?}{}>",
+            self.number,
+            &**self.session.session.id(),
+            if self.ended().unwrap_or(false) { " ended" } else { "" }
+        )
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

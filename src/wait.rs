@@ -44,6 +44,10 @@ pub trait Source {
     fn park(&mut self, waker: &Waker) -> bool;
     /// Takes `park` back.
     fn unpark(&mut self, waker: &Waker);
+    /// What a second waiter on the same source is told.
+    fn busy() -> PyErr {
+        errors::raise("ReaderBusy", "two tasks wait on one reader; open a second reader instead")
+    }
     /// Called when a wait begins on `event_loop`.
     fn parked(&mut self, _py: Python<'_>) -> PyResult<()> {
         Ok(())
@@ -74,10 +78,10 @@ impl Waiter {
     }
 
     /// One step: an item, a future to park on, or a bare None to let others run.
-    pub fn send(&mut self, py: Python<'_>, source: &mut impl Source) -> PyResult<Sent> {
+    pub fn send<S: Source>(&mut self, py: Python<'_>, source: &mut S) -> PyResult<Sent> {
         if let Some(future) = &self.future {
             if !future.bind(py).call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
-                return Err(errors::raise("ReaderBusy", "two tasks wait on one reader; open a second reader instead"));
+                return Err(S::busy());
             }
             self.future = None;
         }
@@ -136,6 +140,11 @@ impl Waiter {
         self.place.as_ref().map(|place| place.waker.clone())
     }
 
+    /// Ready items since somebody else could run. Waits that last for one item share the count of their source.
+    pub fn spent(&mut self) -> &mut u32 {
+        &mut self.taken
+    }
+
     fn leave(&mut self) {
         if let Some(place) = &self.place {
             place.bell.get().leave(&place.parking);
@@ -154,6 +163,13 @@ impl Waiter {
     pub fn clear(&mut self) {
         self.leave();
         self.future = None;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // The bell would hold the future for as long as its loop lives.
+        self.leave();
     }
 }
 
@@ -176,8 +192,9 @@ impl Wake for Unpark {
     }
 }
 
-/// One step of a blocking iteration: waits with the interpreter released, and lets signal handlers run.
-pub fn block<S: Source + Send>(
+/// One step of a blocking iteration: waits with the interpreter released, and lets signal handlers run. It looks again
+/// before it leaves its place, so that a call that came meanwhile is used and the place is kept.
+pub fn block<S: Source>(
     py: Python<'_>,
     mut with: impl FnMut(&mut dyn FnMut(&mut S) -> PyResult<Taken>) -> PyResult<Taken>,
 ) -> PyResult<Option<Py<PyAny>>> {
@@ -186,7 +203,10 @@ pub fn block<S: Source + Send>(
         let mut parked = false;
         let taken = with(&mut |source| {
             let taken = source.take(py)?;
-            parked = matches!(taken, Taken::Pending) && source.park(&waker);
+            match taken {
+                Taken::Pending => parked = source.park(&waker),
+                Taken::Item(_) | Taken::End => source.unpark(&waker),
+            }
             Ok(taken)
         })?;
         match taken {
@@ -195,11 +215,13 @@ pub fn block<S: Source + Send>(
             Taken::Pending if parked => {
                 // Wakes at least ten times a second, so that Ctrl-C is seen.
                 py.detach(|| std::thread::park_timeout(Duration::from_millis(100)));
-                with(&mut |source| {
-                    source.unpark(&waker);
-                    Ok(Taken::Pending)
-                })?;
-                py.check_signals()?;
+                if let Err(error) = py.check_signals() {
+                    with(&mut |source| {
+                        source.unpark(&waker);
+                        Ok(Taken::Pending)
+                    })?;
+                    return Err(error);
+                }
             }
             Taken::Pending => {}
         }

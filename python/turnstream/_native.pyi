@@ -1,12 +1,14 @@
 """The Rust side of turnstream. Import its names from `turnstream`, never from here."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeAlias, final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from types import GenericAlias, TracebackType
+from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 from turnstream.message import Message
+
+_T = TypeVar("_T")
 
 __version__: str
 debug_build: bool
@@ -805,6 +807,79 @@ class Batches:
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[list[Event]]: ...
     def __iter__(self) -> Iterator[list[Event]]: ...
+
+@final
+class EventQueue(Generic[_T]):
+    """A bounded queue of any objects between any mix of threads and event loops: `EventQueue(1000, "drop_oldest")`.
+
+    On full, `overflow` decides: `block` waits; `drop_oldest` and `drop_newest` drop, count, and warn (RuntimeWarning,
+    one in `warn_interval_s`, with the total); `merge` joins neighbouring deltas of one id, and waits where there are
+    none; `fail` raises QueueFull. On close: what the queue holds is still taken, then comes the end, or the error that
+    it was closed with. On cancel: nothing was taken, nothing was put. Waiters are served in the order in which they
+    came; each item goes to one of them.
+
+    A blocking form on the thread of an event loop raises QueueFull or QueueEmpty where it would have to wait.
+    `None` is no item: to put it is to close the queue, and to get it is the end.
+    """
+
+    def __new__(
+        cls,
+        maxsize: int = 1000,
+        overflow: Literal["block", "drop_oldest", "drop_newest", "merge", "fail"] = "block",
+        *,
+        warn_interval_s: float = 10.0,
+    ) -> Self: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
+    def put(self, item: _T | None) -> bool:
+        """Puts `item`; blocks while the queue is full, if it is to wait. False: the item is not in the queue, for it is
+        closed, or the item was dropped."""
+    def put_nowait(self, item: _T | None) -> bool:
+        """As `put`, but raises QueueFull where that would wait."""
+    def aput(self, item: _T | None) -> Coroutine[Any, Any, bool]:
+        """Awaits to what `put` returns. Cancelled, it has not put anything."""
+    def get(self) -> _T | None:
+        """Takes the oldest item; blocks while there is none. None at the end."""
+    def get_nowait(self) -> _T | None:
+        """As `get`, but raises QueueEmpty where that would wait."""
+    def aget(self) -> Coroutine[Any, Any, _T | None]:
+        """Awaits to the oldest item, None at the end. Cancelled, it has not taken anything."""
+    def __aiter__(self) -> QueueTake[_T]: ...
+    def __iter__(self) -> QueueIterator[_T]: ...
+    def batches(self, max_items: int = 64) -> QueueTake[list[_T]]:
+        """Lists of up to `max_items` items, all that are ready, at least one: for `async for` and for `for`."""
+    def close(self, error: BaseException | None = None, *, discard: bool = False) -> None:
+        """Ends the queue, also for those who wait. The first close decides about the error, which every consumer gets
+        after the last item. With `discard` the items are thrown away: for a consumer that leaves early."""
+    def qsize(self) -> int:
+        """How many items it holds."""
+    @property
+    def maxsize(self) -> int:
+        """How many items it holds at most."""
+    @property
+    def overflow(self) -> str:
+        """What happens on full."""
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed; there may still be items."""
+    def statistics(self) -> dict[str, int]:
+        """Exact counts, with put = taken + dropped + merged + discarded + size; then refused (QueueFull, or closed),
+        peak, waiting_putters, waiting_getters."""
+
+@final
+class QueueTake(Generic[_T]):
+    """An iterator over an EventQueue; each task is to have its own. See `EventQueue.batches`."""
+
+    def __aiter__(self) -> Self: ...
+    def __anext__(self) -> Coroutine[Any, Any, _T]: ...
+    def __iter__(self) -> QueueIterator[_T]: ...
+
+@final
+class QueueIterator(Generic[_T]):
+    """A blocking iterator over an EventQueue."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> _T: ...
 
 @final
 class FrameReader:

@@ -14,6 +14,8 @@ __all__ = [
     "HTTPStatusError",
     "PayloadError",
     "ProtocolError",
+    "QueueEmpty",
+    "QueueFull",
     "ReaderBusy",
     "SessionClosed",
     "SourceError",
@@ -24,6 +26,7 @@ __all__ = [
     "UnknownSession",
     "UnknownStore",
     "UnsupportedSource",
+    "WouldBlock",
 ]
 
 
@@ -138,6 +141,24 @@ class ReaderBusy(TurnstreamError):
     """Two tasks or threads wait on one reader; open a second reader instead."""
 
     code = "reader_busy"
+
+
+class WouldBlock(TurnstreamError):
+    """The call would have to wait, and may not: a `_nowait` form, or a blocking form on the thread of an event loop."""
+
+    code = "would_block"
+
+
+class QueueFull(WouldBlock):
+    """The queue has no room, and was told to refuse or is not to wait. The item was not taken."""
+
+    code = "queue_full"
+
+
+class QueueEmpty(WouldBlock):
+    """The queue holds nothing yet, and the call is not to wait."""
+
+    code = "queue_empty"
 
 
 class ForkedProcess(TurnstreamError):

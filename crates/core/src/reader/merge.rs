@@ -1,19 +1,27 @@
 //! Merging: neighbouring deltas of one kind, id, turn and round become one, with the last one's seq and time.
 
+use std::sync::Arc;
+
 use super::Item;
 use crate::event::{Event, Payload};
 
 /// Puts `event` into the last item of `out[from..]` if the two are deltas that may merge; else leaves `out` alone.
 pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
     let Some(last) = out[from..].last_mut() else { return false };
-    if !mergeable(last.event(), event) {
+    if last.event().seq + 1 != event.seq || !belong_together(last.event(), event) {
         return false;
     }
     if let Item::Logged(entry) = last {
         *last = Item::Made(Box::new(entry.event.clone()));
     }
     let Item::Made(merged) = last else { return false };
-    match (&mut merged.payload, &event.payload) {
+    extend(merged, event)
+}
+
+/// Puts the text of `event` behind that of `whole`, which takes its seq and time; false where they are not deltas of one
+/// kind.
+pub fn extend(whole: &mut Event, event: &Event) -> bool {
+    match (&mut whole.payload, &event.payload) {
         (Payload::TextDelta(whole), Payload::TextDelta(piece)) => whole.text.push_str(&piece.text),
         (Payload::ReasoningDelta(whole), Payload::ReasoningDelta(piece)) => whole.text.push_str(&piece.text),
         (Payload::RefusalDelta(whole), Payload::RefusalDelta(piece)) => whole.text.push_str(&piece.text),
@@ -21,18 +29,16 @@ pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
         (Payload::ToolOutputDelta(whole), Payload::ToolOutputDelta(piece)) => whole.text.push_str(&piece.text),
         _ => return false,
     }
-    (merged.seq, merged.time) = (event.seq, event.time);
+    (whole.seq, whole.time) = (event.seq, event.time);
     true
 }
 
-fn mergeable(a: &Event, b: &Event) -> bool {
+/// Whether both are deltas of one kind and id, in one round of one session.
+pub fn belong_together(a: &Event, b: &Event) -> bool {
+    let same_round = Arc::ptr_eq(&a.context, &b.context)
+        || (a.context.turn, a.context.round, &a.context.session) == (b.context.turn, b.context.round, &b.context.session);
     // Deltas with a user's own fields stay apart: nobody knows how those add up.
-    if a.seq + 1 != b.seq
-        || a.context.turn != b.context.turn
-        || a.context.round != b.context.round
-        || a.extra.is_some()
-        || b.extra.is_some()
-    {
+    if !same_round || a.extra.is_some() || b.extra.is_some() {
         return false;
     }
     match (&a.payload, &b.payload) {

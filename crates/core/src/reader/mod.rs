@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 pub use cursor::{Cursor, CursorError};
-pub use merge::merge;
+pub use merge::{belong_together, extend, merge};
 
 use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};
 use crate::session::{Entry, Session, SessionError, now_ms};

@@ -1,0 +1,441 @@
+"""Between Rust threads, Python threads and event loops: what must not go wrong there, each by its name.
+
+Exit, fork and dead locks are tried in processes of their own, 40 times where chance has a part.
+"""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import turnstream as ts
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+SOURCES = ["EventQueue", "Reader"]
+
+
+class Source:
+    """A queue or a session's reader: what both are to one who waits."""
+
+    def __init__(self, kind: str) -> None:
+        self.queue: ts.EventQueue[Any] = ts.EventQueue(100_000)
+        self.session = ts.Hub().session()
+        self.turn = self.session.turn()
+        self.is_queue = kind == "EventQueue"
+        self.reader = self.session.read(after=self.session.cursor, follow="session")
+
+    def put(self) -> None:
+        if self.is_queue:
+            self.queue.put(1)
+        else:
+            self.turn.emit("progress", stage="s")
+
+    def end(self) -> None:
+        if self.is_queue:
+            self.queue.close()
+        else:
+            self.session.close()
+
+    def iterate(self) -> Any:
+        return aiter(self.queue) if self.is_queue else self.reader
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> Source:
+    return Source(request.param)
+
+
+async def settled() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+# --- one loop ---------------------------------------------------------------------------------------------------------
+
+
+async def test_starvation(source: Source) -> None:
+    """A source that is always ready lets other tasks run, once in 128 items."""
+    for _ in range(5000):
+        source.put()
+    ticks, taken = 0, 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticker = asyncio.create_task(tick())
+    async for _ in source.iterate():
+        taken += 1
+        if taken == 5000:
+            break
+    ticker.cancel()
+    assert ticks >= 5000 // 128
+
+
+async def test_cancel_while_parked(source: Source) -> None:
+    """A cancelled wait took nothing: the next one gets what came meanwhile."""
+    iterator = source.iterate()
+    for _ in range(100):
+        task = asyncio.ensure_future(anext(iterator))
+        await settled()
+        source.put()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(anext(iterator), 5)
+
+
+async def test_two_waiters(source: Source) -> None:
+    """The second waiter on one iterator is told; the first still gets the item."""
+    iterator = source.iterate()
+    first = asyncio.ensure_future(anext(iterator))
+    await settled()
+    with pytest.raises(ts.ReaderBusy):
+        await anext(iterator)
+    source.put()
+    assert await asyncio.wait_for(first, 5)
+
+
+async def test_a_wait_that_is_left_leaves_no_future_behind(source: Source) -> None:
+    """The loop's doorbell keeps nothing of a reader that is gone."""
+    futures = []
+    for _ in range(10):
+        iterator = aiter(source.queue) if source.is_queue else source.session.read(after=source.session.cursor)
+        task = asyncio.ensure_future(anext(iterator))
+        await settled()
+        futures.append(weakref.ref(task._fut_waiter))  # type: ignore[attr-defined]
+        task.cancel()
+        await asyncio.wait([task])
+        del task, iterator
+    gc.collect()
+    assert [future() for future in futures] == [None] * 10
+
+
+# --- several loops ----------------------------------------------------------------------------------------------------
+
+
+def test_loop_identity(source: Source, loop_factory: LoopFactory) -> None:
+    """One reader, used under one loop after the other, parks on the loop that runs."""
+    iterator = source.iterate()
+
+    async def wait() -> None:
+        task = asyncio.ensure_future(anext(iterator))
+        await settled()
+        threading.Thread(target=source.put).start()
+        await asyncio.wait_for(task, 5)
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(iterator), 0.001)
+
+    for step in (wait, give_up, wait, give_up):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(step())
+
+
+def test_closed_loop(source: Source, loop_factory: LoopFactory) -> None:
+    """News for a task whose loop was closed under it disturbs nobody, and is not lost."""
+    iterator = source.iterate()
+    loop = loop_factory()
+
+    async def park() -> None:
+        anext(iterator).send(None) if source.is_queue else next(anext(iterator))
+
+    loop.run_until_complete(park())
+    loop.close()
+    source.put()
+
+    async def read() -> None:
+        await asyncio.wait_for(anext(source.iterate() if source.is_queue else iterator), 5)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        if source.is_queue:
+            runner.run(read())
+        else:
+            with pytest.raises(ts.ReaderBusy):  # the reader still waits there; a second one does not
+                runner.run(read())
+
+
+def test_gc_cycles(source: Source, loop_factory: LoopFactory) -> None:
+    """A task parked on a source and everything it holds go when the loop goes."""
+
+    class Held:
+        pass
+
+    async def hold() -> weakref.ref[Held]:
+        held = Held()
+
+        async def park(held: Held, iterator: Any) -> None:
+            async for _ in iterator:
+                pass
+
+        task = asyncio.create_task(park(held, source.iterate()))
+        await settled()
+        task.cancel()
+        await asyncio.wait([task])
+        return weakref.ref(held)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        held = runner.run(hold())
+        gc.collect()
+        assert held() is None
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def test_lock_held_while_attaching_close(subprocess_python: Callable[..., list[str]]) -> None:
+    """A reader is closed by a thread while its task is inside it, in Python code: nobody waits for the other's lock."""
+    subprocess_python("""
+import asyncio, threading, time
+import turnstream as ts
+
+armed, inside, closed = threading.Event(), threading.Event(), threading.Event()
+
+class Slow(asyncio.SelectorEventLoop):
+    def create_future(self):
+        if armed.is_set() and not inside.is_set():
+            inside.set()
+            assert closed.wait(5)
+        return super().create_future()
+
+session = ts.Hub().session()
+session.turn()
+
+def close():
+    assert inside.wait(5)
+    reader.close()
+    closed.set()
+
+async def read():
+    if isinstance(reader, ts.FrameReader):
+        await anext(reader)  # the frames' own beginning
+    thread = threading.Thread(target=close)
+    thread.start()
+    armed.set()
+    async for item in reader:
+        raise AssertionError(item)
+    armed.clear()
+    thread.join()
+
+for make in (session.read, session.frames):
+    inside.clear(), closed.clear()
+    reader = make(after=session.cursor, follow="session")
+    with asyncio.Runner(loop_factory=Slow) as runner:
+        runner.run(read())
+""")
+
+
+def test_lock_held_while_attaching_feed(subprocess_python: Callable[..., list[str]]) -> None:
+    """Threads that feed one stream into a turn that has ended: each gets its error, none stops another."""
+    subprocess_python(
+        """
+import threading
+import turnstream as ts
+
+for _ in range(200):
+    turn = ts.Hub().session().turn()
+    feed = turn.normalizer("openai-chat")
+    turn.complete()
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 50
+    start = threading.Barrier(4)
+    def work(call):
+        start.wait()
+        for _ in range(20):
+            try: call()
+            except ts.TurnstreamError: pass
+    error = {"message": "m", "code": "c"}
+    calls = [lambda: feed.feed(chunk), feed.finish, lambda: feed.provider, lambda: feed.stop(error)]
+    threads = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+""",
+        2,
+        timeout_s=30,
+    )
+
+
+def test_lock_held_while_dropping(subprocess_python: Callable[..., list[str]]) -> None:
+    """Destructors that come back into the queue, from every way in which it lets go of an item."""
+    subprocess_python("""
+import gc, threading, warnings
+import turnstream as ts
+warnings.simplefilter("ignore")
+
+class Item:
+    def __init__(self, queue): self.queue = queue
+    def __del__(self):
+        seen.append(self.queue.qsize())
+        self.queue.put_nowait(0) if self.queue.qsize() < self.queue.maxsize else self.queue.get_nowait()
+
+for overflow in ("drop_oldest", "drop_newest", "block", "merge"):
+    queue, seen = ts.EventQueue(2, overflow), []
+    def work():
+        for _ in range(500):
+            try: queue.put_nowait(Item(queue))
+            except ts.QueueFull: pass
+            try: queue.get_nowait()
+            except ts.QueueEmpty: pass
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    queue.close(discard=True)
+    assert seen
+""")
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_fork_after_import(subprocess_python: Callable[..., list[str]]) -> None:
+    """The child of a fork, made while the parent streams: what is the parent's is refused, and new things work."""
+    out = subprocess_python(
+        """
+import asyncio, gc, os, sys, threading
+import turnstream as ts
+
+hub, queue = ts.Hub(), ts.EventQueue(10)
+session = hub.session("a")
+turn = session.turn()
+emit, reader, frames, feed = session.emitter(), session.read(), session.frames(), turn.normalizer("openai-chat")
+waits = [queue.aget(), queue.aput(1), queue.batches(), aiter(queue)]
+going = True
+
+def stream():
+    while going:
+        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 20)
+
+def first(iterator):
+    async def take():
+        await anext(iterator)
+    return lambda: asyncio.run(take())
+
+refused = {
+    "hub": lambda: hub.session("b"), "find": lambda: hub.find("a"), "sessions": hub.sessions,
+    "delete": lambda: hub.delete("a"), "hub.close": hub.close, "emit": lambda: turn.emit("progress", stage="s"),
+    "emitter": lambda: emit("progress", stage="s"),
+    "read": session.read, "frames": session.frames, "status": session.status, "messages": session.messages,
+    "result": session.result, "statistics": session.statistics, "head": lambda: session.head,
+    "cursor": lambda: session.cursor, "earliest": lambda: session.earliest, "cancel": session.cancel,
+    "session.close": session.close, "ended": lambda: turn.ended, "cancelled": lambda: turn.cancelled,
+    "complete": turn.complete, "feed": lambda: feed.feed(b"x"), "finish": feed.finish,
+    "next": lambda: next(iter(reader)), "next batch": lambda: next(iter(reader.batches())),
+    "next frame": lambda: next(iter(frames)), "anext": first(reader), "anext frame": first(frames), "put": lambda: queue.put(1), "put_nowait": lambda: queue.put_nowait(1),
+    "aput": lambda: queue.aput(1), "get": queue.get, "get_nowait": queue.get_nowait, "aget": queue.aget,
+    "iter": lambda: iter(queue), "aiter": lambda: aiter(queue), "batches": queue.batches, "queue.close": queue.close,
+    "qsize": queue.qsize, "closed": lambda: queue.closed, "queue.statistics": queue.statistics,
+    "await get": lambda: waits[0].send(None), "await put": lambda: waits[1].send(None),
+    "await batch": lambda: waits[2].send(None), "await item": lambda: waits[3].send(None),
+    "turn.ready": turn.ready, "should_wait": lambda: feed.should_wait,
+}
+
+def child():
+    for name, call in refused.items():
+        try:
+            call()
+        except ts.ForkedProcess:
+            continue
+        except BaseException as error:
+            print(name, repr(error))
+        else:
+            print(name, "worked")
+    repr(session), repr(turn), repr(queue), repr(hub)
+
+    async def fresh():
+        queue = ts.EventQueue(2)
+        thread = threading.Thread(target=lambda: [queue.put(number) for number in range(100)] + [queue.close()])
+        thread.start()
+        assert [number async for number in queue] == list(range(100))
+        thread.join()
+        session = ts.Hub().session()
+        with session.turn() as turn:
+            turn.emit("progress", stage="s")
+        assert len([event async for event in session.read()]) == 3
+    asyncio.run(fresh())
+
+async def main():
+    global going
+    async def park(source):
+        async for _ in source:
+            pass
+    parked = [asyncio.create_task(park(source)) for source in (ts.EventQueue(), session.read(follow="session"))]
+    thread = threading.Thread(target=stream)
+    thread.start()
+    await asyncio.sleep(0.01)
+    pid = os.fork()
+    if pid == 0:
+        asyncio._set_running_loop(None)
+        threading.Thread(target=child).start()
+        return
+    _, status = os.waitpid(pid, 0)
+    going = False
+    thread.join()
+    for task in parked:
+        task.cancel()
+    assert status == 0, status
+
+asyncio.run(main())
+""",
+        40,
+    )
+    assert out == [""] * 40
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_interpreter_exit_while_streaming(subprocess_python: Callable[..., list[str]], loop: str) -> None:
+    """The main thread leaves while daemon threads emit, put, feed and wait: exit status 0, whatever they are at."""
+    subprocess_python(
+        f"""
+import asyncio, sys, threading, time
+import uvloop
+import turnstream as ts
+
+class Late:
+    sleep = staticmethod(time.sleep)
+    def __del__(self):
+        self.sleep(0.15)  # the threads come back to an interpreter that is going
+
+sys.late = Late()
+queue, full, empty, session = ts.EventQueue(100), ts.EventQueue(1), ts.EventQueue(), ts.Hub().session()
+turn = session.turn()
+feed = turn.normalizer("openai-chat")
+full.put(1)
+
+def forever(call):
+    def run():
+        while True:
+            call()
+    threading.Thread(target=run, daemon=True).start()
+
+forever(lambda: queue.put(2))
+forever(lambda: full.put(2))
+forever(empty.get)
+forever(lambda: turn.emit("text_delta", text="x"))
+forever(lambda: feed.feed(b'data: {{"choices":[{{"index":0,"delta":{{"content":"x"}}}}]}}\\n\\n' * 50))
+forever(lambda: list(session.read(after=session.cursor, follow="session")))
+
+async def main():
+    async for _ in queue:
+        if (taken := queue.statistics()["taken"]) >= 300:
+            break
+    async for event in session.read():
+        if (event.seq or 0) > 300:
+            break
+    asyncio.create_task(anext(aiter(empty))) , asyncio.create_task(empty.aget())
+    await asyncio.sleep(0)
+
+with asyncio.Runner(loop_factory={loop}.new_event_loop) as runner:
+    runner.run(main())
+""",
+        40,
+    )
