@@ -56,12 +56,12 @@ async def test_edge_51_a_cursor_goes_on_right_after_it(session: ts.Session) -> N
     assert await collect(done) == []
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "1", "a.b", "a.-1", "a:1", "é.1", "a." + "9" * 30])
+@pytest.mark.parametrize("cursor", ["", "zzz", "1", "a.b", "a.-1", "a:1", "é.1", "a." + "9" * 30])
 def test_edge_52_garbage_is_no_cursor(session: ts.Session, cursor: str) -> None:
     with pytest.raises(ts.CursorError) as error:
         session.read(after=cursor)
     assert error.value.code == "malformed_cursor"
-    assert cursor not in str(error.value) or not cursor
+    assert not cursor or cursor not in str(error.value).replace("<epoch>.<seq>", "")
 
 
 def test_edge_52_zero_is_the_beginning_of_a_fresh_session(session: ts.Session) -> None:
