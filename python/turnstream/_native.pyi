@@ -1,6 +1,6 @@
 """The Rust side of turnstream. Import its names from `turnstream`, never from here."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import GenericAlias, TracebackType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, final
 
