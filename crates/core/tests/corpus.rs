@@ -407,6 +407,18 @@ fn agrees_with_its_oracle() {
     assert!(JUDGED_DIFFERENTLY.len() * 100 <= cases.len() * 3);
 }
 
+/// Of these the recordings came from the genuine programs: a strict reader has nothing to refuse.
+#[test]
+fn strict_reads_what_codex_and_bedrock_really_send() {
+    let Some(cases) = cases() else { return };
+    each(&cases, |case| match case.provider {
+        "codex" | "bedrock" => {
+            fold_bytes(&case.bytes, case.provider, 0, true).err().map(|error| error.to_string()).into_iter().collect()
+        }
+        _ => vec![],
+    });
+}
+
 #[test]
 fn any_split_gives_equal_events() {
     let Some(cases) = cases() else { return };
