@@ -323,6 +323,9 @@ impl Codex {
         if self.is_foreign(method, params) {
             return Ok(());
         }
+        if method.starts_with("item/") {
+            self.within_turn(&params.text("turnId"), out);
+        }
         let id = params.text("itemId");
         match method {
             "thread/started" => {
@@ -397,7 +400,8 @@ impl Codex {
             || self.items.contains_key(&*params.text("itemId")) || self.items.contains_key(&*params.fields("item").text("id"));
         let of_running = match &self.turn {
             _ if turn.is_empty() || method == "error" || method.starts_with("thread/") => true,
-            Some(running) => **running == *turn || known(),
+            // A turn whose start was not seen may have no name.
+            Some(running) => running.is_empty() || **running == *turn || known(),
             None => self.turns == 0 || known(),
         };
         let foreign = !own || !of_running;
@@ -412,8 +416,8 @@ impl Codex {
         self.turns += 1;
         self.items.retain(|_, item| !item.done && matches!(item.what, What::Tool(_)));
         self.before = (self.turns > 1).then_some(self.total);
-        let id = if id.is_empty() { format!("turn-{}", self.turns) } else { id.to_owned() };
-        out.stage_start(&id, "codex");
+        let stage = if id.is_empty() { format!("turn-{}", self.turns) } else { id.to_owned() };
+        out.stage_start(&stage, "codex");
         out.round_start();
         self.turn = Some(id.into());
     }
@@ -429,6 +433,10 @@ impl Codex {
         let id = turn.text("id");
         if self.turn.is_none() && self.turns > 0 {
             self.ignored.late += 1;
+            return Ok(());
+        }
+        if self.turn.as_deref().is_some_and(|running| !running.is_empty() && !id.is_empty() && *running != *id) {
+            self.ignored.others += 1;
             return Ok(());
         }
         self.within_turn(&id, out);
@@ -523,7 +531,7 @@ impl Codex {
         out: &mut Assembler,
     ) -> Result<(), Malformed> {
         let Some(raw) = params.raw("item") else { return Err(Malformed("an item's notification without an item".into())) };
-        self.within_turn(&params.text("turnId"), out);
+        self.within_turn("", out);
         step(self, &Fields::of(raw)?, raw, out)
     }
 
@@ -660,7 +668,6 @@ impl Codex {
 
     /// The key of a message or of reasoning that may still grow, opened if its start was left out.
     fn open_item(&mut self, id: &str, what: What, out: &mut Assembler) -> Option<u64> {
-        self.within_turn("", out);
         let item = self.add(id, what);
         if item.done || item.what != what {
             self.ignored.late += 1;
@@ -1382,6 +1389,7 @@ mod tests {
             of("U", "1", "error", r#""error":{"message":"not ours"},"willRetry":false"#),
             message("m1", "A"),
             turn_of("U", "1", "failed", "null"),
+            turn_of("T", "8", "failed", "null"),
             done("completed"),
         ]);
         assert_eq!(texts(&events), [("m1", "A")]);
@@ -1389,7 +1397,7 @@ mod tests {
         let warning = all!(events, Warning)[0];
         assert_eq!(
             (&*warning.code, &*warning.message),
-            ("other_thread", "5 notifications of other threads or turns were ignored")
+            ("other_thread", "6 notifications of other threads or turns were ignored")
         );
     }
 
@@ -1683,8 +1691,10 @@ mod tests {
 
     #[test]
     fn a_start_that_was_missed_is_made_up() {
-        let events = read(&[text("m1", "Hel"), message("m1", "Hello"), done("completed")]);
-        assert_eq!((texts(&events), end(&events)), (vec![("m1", "Hello")], (Some(FinishReason::Stop), "completed")));
+        let events = read(&[text("m1", "Hel"), message("m1", "Hello"), text("m2", "!"), message("m2", "!"), done("completed")]);
+        let said = vec![("m1", "Hello"), ("m2", "!")];
+        assert_eq!((texts(&events), end(&events)), (said, (Some(FinishReason::Stop), "completed")));
+        assert_eq!((all!(events, StageStart).len(), &*all!(events, StageStart)[0].stage), (1, "1"));
         let listed = r#"{"method":"turn/completed","params":{"threadId":"T","turn":{"id":"1","items":[{"type":"agentMessage","id":"m1","text":"Hi"}],"status":"completed"}}}"#;
         assert_eq!(texts(&read(&[begin(), listed.to_owned()])), [("m1", "Hi")]);
     }
