@@ -7,6 +7,7 @@ use std::task::{Wake, Waker};
 use proptest::prelude::*;
 use turnstream_core::encode::native::{Format, FrameStream, StreamOptions};
 use turnstream_core::event::{Class, Event, Payload};
+use turnstream_core::provider::{Normalizer, Options};
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadError, ReadOptions, Reader, Status};
 use turnstream_core::session::{Ending, Hub, Limits, Session, SessionError, TurnOptions};
 
@@ -277,6 +278,38 @@ fn edge_15_a_model_call_that_somebody_stopped_leaves_the_turn_cancelled() {
         (done.status, done.reason.as_deref(), &*done.text),
         (turnstream_core::event::Status::Cancelled, Some("interrupted"), "Hal")
     );
+}
+
+#[test]
+fn edge_14_15_a_codex_turn_ends_the_sessions_turn_as_it_ended_itself() {
+    let turn = |status: &str, error: &str| {
+        let retry =
+            r#"{"method":"error","params":{"threadId":"T","turnId":"1","willRetry":true,"error":{"message":"Reconnecting..."}}}"#;
+        let delta = r#"{"method":"item/agentMessage/delta","params":{"threadId":"T","turnId":"1","itemId":"m2","delta":"Hi"}}"#;
+        let end = format!(
+            r#"{{"method":"turn/completed","params":{{"threadId":"T","turn":{{"id":"1","status":"{status}","error":{error}}}}}}}"#
+        );
+        format!("{}\n{retry}\n{delta}\n{end}\n", delta.replace("m2", "m1"))
+    };
+    for (status, error, ended, text) in [
+        ("completed", "null", "completed", "Hi"),
+        ("interrupted", "null", "cancelled", "Hi"),
+        ("failed", r#"{"message":"no more"}"#, "failed", ""),
+    ] {
+        let session = session();
+        let own = start(&session);
+        let mut normalizer = Normalizer::new("codex", Options::default()).expect("known");
+        normalizer.feed(turn(status, error).as_bytes()).and_then(|()| normalizer.finish()).expect("a stream");
+        for payload in normalizer.drain() {
+            session.emit(Some(own), payload, None).expect("taken");
+        }
+        end(&session, own);
+        let events = all(&session);
+        let Payload::Completion(done) = &events.last().unwrap().payload else { panic!("no completion") };
+        assert_eq!((done.status.as_str(), &*done.text), (ended, text));
+        assert_eq!(kinds(&events).iter().filter(|kind| **kind == "completion").count(), 1);
+        assert!(kinds(&events).contains(&"warning"));
+    }
 }
 
 #[test]

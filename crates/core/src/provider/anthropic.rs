@@ -726,15 +726,16 @@ mod tests {
     #[test]
     fn a12_server_results_come_whole_and_know_their_call() {
         let block =
-            |body: &str| format!(r#"{{"type":"bash_code_execution_tool_result","tool_use_id":"srv_1","content":{body}}}"#);
+            |id, body| format!(r#"{{"type":"bash_code_execution_tool_result","tool_use_id":"srv_{id}","content":{body}}}"#);
         let error = r#"{"type":"bash_code_execution_tool_result_error","error_code":"unavailable"}"#;
         let mcp = r#"{"type":"mcp_tool_result","tool_use_id":"mcp_1","is_error":true,"content":[{"type":"text","text":"no"}]}"#;
-        let events =
-            read(&[START, &start(0, &block(r#"{"stdout":"4"}"#)), &stop(0), &start(1, &block(error)), &start(2, mcp), STOP]);
+        let first = start(0, &block(1, r#"{"stdout":"4"}"#));
+        let events = read(&[START, &first, &stop(0), &start(1, &block(2, error)), &start(2, mcp), &first, STOP]);
         let results = all!(events, ToolResult);
         assert_eq!(results.iter().map(|result| result.is_error).collect::<Vec<_>>(), [false, true, true]);
         assert_eq!((&*results[0].call_id, &*results[2].call_id), ("srv_1", "mcp_1"));
         assert_eq!(results[0].output.as_ref().unwrap().as_str(), r#"{"stdout":"4"}"#);
+        assert_eq!(all!(events, Warning)[0].code, "second_result");
         assert_eq!(message(&events).text, "");
     }
 

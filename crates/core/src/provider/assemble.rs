@@ -133,6 +133,8 @@ pub struct Assembler {
     calls: Vec<Call>,
     /// The ids of the round's calls.
     call_ids: HashSet<Id>,
+    /// Those that have their result.
+    answered: HashSet<Id>,
     /// Where each key's open call stands.
     open_calls: HashMap<u64, usize>,
     usage: UsageCounts,
@@ -161,6 +163,7 @@ impl Assembler {
             message_ids: HashSet::new(),
             calls: Vec::new(),
             call_ids: HashSet::new(),
+            answered: HashSet::new(),
             open_calls: HashMap::new(),
             usage: UsageCounts::default(),
             usage_raw: None,
@@ -249,6 +252,7 @@ impl Assembler {
         self.message_index.clear();
         self.calls.clear();
         self.call_ids.clear();
+        self.answered.clear();
         self.open_calls.clear();
         if std::mem::take(&mut self.round_open) {
             let finish_reason = if self.error { Some(FinishReason::Error) } else { whole.or(reason) };
@@ -562,6 +566,7 @@ impl Assembler {
             self.calls[index].id = self.mint("call");
         }
         self.call_ids.insert(self.calls[index].id.clone());
+        self.answered.remove(&self.calls[index].id);
         let message = self.calls[index].message;
         let message = (message != NO_MESSAGE).then(|| self.at(message));
         let call = &mut self.calls[index];
@@ -687,8 +692,11 @@ impl Assembler {
     /// What a tool that the provider ran gave back.
     pub fn tool_result(&mut self, call_id: &str, name: Option<&str>, output: Option<Json>, is_error: bool, status: &str) {
         self.round_start();
-        let result =
-            ToolResult { call_id: Arc::from(call_id), output, is_error, status: status.into(), name: name.map(Text::from) };
+        let id: Id = Arc::from(call_id);
+        if !id.is_empty() && !self.answered.insert(id.clone()) {
+            return self.warning("second_result", "a tool call was answered twice; the first answer stands");
+        }
+        let result = ToolResult { call_id: id, output, is_error, status: status.into(), name: name.map(Text::from) };
         self.out.push(result.into());
     }
 

@@ -78,6 +78,7 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
                 || (has("results") && has("inputTextTokenCount"))
                 || (has("generation") && has("generation_token_count"))
                 || object.object("chunk").raw("bytes").is_some()
+                || object.object("trace").raw("agentId").is_some()
         }
     };
     if yes {
@@ -409,8 +410,13 @@ impl Bedrock {
             self.converse(name, &object.object(name), out)?;
             return object.pass_others(&[&[*name, "p"][..], &[GUARDRAIL, TRACE]].concat(), out);
         }
+        // An SDK's dicts: the event under its name.
         if let Some(raw) = object.raw("chunk") {
             return self.chunk(&Object::from_raw(raw)?, frame, out);
+        }
+        if let Some((name, raw)) = ["trace", "returnControl"].iter().find_map(|name| Some((*name, object.raw(name)?))) {
+            self.agent.get_or_insert_default();
+            return pass(name, raw, out);
         }
         if has("output") {
             return self.whole(object, out);
@@ -943,6 +949,18 @@ mod tests {
             assert!(all!(events, Error).is_empty());
             assert_eq!(passed(&events, "trace"), r#"{"agentId":"A","trace":{"x":1}}"#);
         }
+    }
+
+    #[test]
+    fn an_sdks_dicts_are_read_like_the_messages_they_came_from() {
+        let engine = base64::engine::general_purpose::STANDARD;
+        let inner = r#"{"outputText":"Hi","index":0,"completionReason":"FINISH"}"#;
+        let dict = format!(r#"{{"chunk":{{"bytes":"{}"}}}}"#, engine.encode(inner));
+        assert_eq!(normalized("auto", dict.as_bytes()), invoke(&[inner]));
+        let trace = r#"{"trace":{"agentId":"A","trace":{"x":1}}}"#;
+        let text = format!(r#"{{"chunk":{{"bytes":"{}"}}}}"#, engine.encode("Zürich"));
+        let events = normalized("auto", format!("{trace}\n{text}").as_bytes());
+        assert_eq!((&*message(&events).text, passed(&events, "trace")), ("Zürich", r#"{"agentId":"A","trace":{"x":1}}"#));
     }
 
     #[test]

@@ -29,7 +29,6 @@ use crate::frame::Frame;
 const PASSED: &[&str] = &[
     "account/",
     "app/list/updated",
-    "command/exec/outputDelta",
     "configWarning",
     "deprecationNotice",
     "externalAgentConfig/",
@@ -284,8 +283,8 @@ impl Provider for Codex {
                 result(item, output, running, "incomplete", out);
             }
         }
-        if self.turns == 0 {
-            // Nobody began a turn that could be cut: the log of a connection.
+        if self.turn.is_none() {
+            // No turn runs that could be cut.
             out.mark_ended();
         }
         if self.ignored.legacy > 0 {
@@ -324,6 +323,9 @@ impl Codex {
         if self.is_foreign(method, params) {
             return Ok(());
         }
+        if method.starts_with("item/") {
+            self.within_turn(&params.text("turnId"), out);
+        }
         let id = params.text("itemId");
         match method {
             "thread/started" => {
@@ -357,7 +359,16 @@ impl Codex {
             }
             // The delta that follows carries its index.
             "item/reasoning/summaryPartAdded" => Ok(()),
-            "item/commandExecution/outputDelta" | "item/fileChange/outputDelta" => self.output(&id, params, out),
+            "item/commandExecution/outputDelta" => self.output(&id, Kind::Command, "commandExecution", params, out),
+            "item/fileChange/outputDelta" => self.output(&id, Kind::FileChange, "fileChange", params, out),
+            // A process that a client runs beside the thread: it has no item, and prints all the same.
+            "command/exec/outputDelta" | "process/outputDelta" => {
+                let id = process(params);
+                self.output(&id, Kind::Command, "command/exec", params, out)
+            }
+            "process/exited" if self.items.contains_key(&*process(params)) => {
+                self.tool_end(&process(params), Kind::Command, params, out)
+            }
             "thread/tokenUsage/updated" => self.usage(&params.fields("tokenUsage"), out),
             "error" => self.error(params, out),
             "model/rerouted" => {
@@ -389,7 +400,8 @@ impl Codex {
             || self.items.contains_key(&*params.text("itemId")) || self.items.contains_key(&*params.fields("item").text("id"));
         let of_running = match &self.turn {
             _ if turn.is_empty() || method == "error" || method.starts_with("thread/") => true,
-            Some(running) => **running == *turn || known(),
+            // A turn whose start was not seen may have no name.
+            Some(running) => running.is_empty() || **running == *turn || known(),
             None => self.turns == 0 || known(),
         };
         let foreign = !own || !of_running;
@@ -404,8 +416,8 @@ impl Codex {
         self.turns += 1;
         self.items.retain(|_, item| !item.done && matches!(item.what, What::Tool(_)));
         self.before = (self.turns > 1).then_some(self.total);
-        let id = if id.is_empty() { format!("turn-{}", self.turns) } else { id.to_owned() };
-        out.stage_start(&id, "codex");
+        let stage = if id.is_empty() { format!("turn-{}", self.turns) } else { id.to_owned() };
+        out.stage_start(&stage, "codex");
         out.round_start();
         self.turn = Some(id.into());
     }
@@ -421,6 +433,10 @@ impl Codex {
         let id = turn.text("id");
         if self.turn.is_none() && self.turns > 0 {
             self.ignored.late += 1;
+            return Ok(());
+        }
+        if self.turn.as_deref().is_some_and(|running| !running.is_empty() && !id.is_empty() && *running != *id) {
+            self.ignored.others += 1;
             return Ok(());
         }
         self.within_turn(&id, out);
@@ -482,9 +498,11 @@ impl Codex {
     fn usage(&mut self, usage: &Fields<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         let Some(raw) = usage.raw("total") else { return Ok(()) };
         self.total = counts(&Fields::of(raw)?);
-        let last = counts(&usage.fields("last"));
         let total = self.total;
-        let before = *self.before.get_or_insert_with(|| minus(total, last));
+        let before = *self.before.get_or_insert_with(|| match usage.raw("last") {
+            Some(_) => minus(total, counts(&usage.fields("last"))),
+            None => UsageCounts::default(),
+        });
         if self.turn.is_some() {
             out.usage(minus(total, before), raw);
         }
@@ -513,7 +531,7 @@ impl Codex {
         out: &mut Assembler,
     ) -> Result<(), Malformed> {
         let Some(raw) = params.raw("item") else { return Err(Malformed("an item's notification without an item".into())) };
-        self.within_turn(&params.text("turnId"), out);
+        self.within_turn("", out);
         step(self, &Fields::of(raw)?, raw, out)
     }
 
@@ -650,7 +668,6 @@ impl Codex {
 
     /// The key of a message or of reasoning that may still grow, opened if its start was left out.
     fn open_item(&mut self, id: &str, what: What, out: &mut Assembler) -> Option<u64> {
-        self.within_turn("", out);
         let item = self.add(id, what);
         if item.done || item.what != what {
             self.ignored.late += 1;
@@ -709,14 +726,10 @@ impl Codex {
     // --- tools ----------------------------------------------------------------------------------------------------
 
     fn tool_start(&mut self, id: &str, kind: Kind, item: &Fields<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        let known = self.add(id, What::Tool(kind));
-        let key = known.key;
         // An MCP server's tools and the client's have names; the rest are named by what they are.
         let tool = item.text("tool");
         let name = if tool.is_empty() { item.text("type") } else { tool };
-        out.call(key, NO_MESSAGE, id, if name.is_empty() { "tool" } else { &name }, kind);
-        known.call_id = out.call_id(key).unwrap_or_else(|| Id::from(id));
-        let call_id = known.call_id.clone();
+        let (key, call_id) = self.tool_open(id, kind, &name, out);
         if let Some(server) = item.raw("server") {
             pass_of("server_name", &call_id, server, out)?;
         }
@@ -727,8 +740,19 @@ impl Codex {
         Ok(())
     }
 
-    fn output(&mut self, id: &str, params: &Fields<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        self.within_turn(&params.text("turnId"), out);
+    fn tool_open(&mut self, id: &str, kind: Kind, name: &str, out: &mut Assembler) -> (u64, Id) {
+        let known = self.add(id, What::Tool(kind));
+        let key = known.key;
+        out.call(key, NO_MESSAGE, id, if name.is_empty() { "tool" } else { name }, kind);
+        known.call_id = out.call_id(key).unwrap_or_else(|| Id::from(id));
+        (key, known.call_id.clone())
+    }
+
+    fn output(&mut self, id: &str, kind: Kind, name: &str, params: &Fields<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        if !self.items.contains_key(id) {
+            // What it was asked comes with its completion.
+            self.tool_open(id, kind, name, out);
+        }
         let Some(item) = self.items.get_mut(id).filter(|item| !item.done) else {
             self.ignored.late += 1;
             return Ok(());
@@ -772,6 +796,7 @@ impl Codex {
         };
         let status = if status.is_empty() { if failed { "failed" } else { "completed" } } else { &status };
         result(known, output, failed, status, out);
+        known.output = String::new();
         Ok(())
     }
 
@@ -828,6 +853,11 @@ fn listed(list: &[&str], name: &str) -> bool {
 fn kind_of(item: &Fields<'_>) -> What {
     let kind = item.text("type");
     What::of(if kind.is_empty() { item.text("item_type") } else { kind }.as_ref())
+}
+
+/// The name of a process that has no item.
+fn process<'a>(params: &Fields<'a>) -> Cow<'a, str> {
+    ["itemId", "processId", "processHandle"].iter().map(|key| params.text(key)).find(|id| !id.is_empty()).unwrap_or_default()
 }
 
 /// Passes on a notification's params under its name.
@@ -1359,6 +1389,7 @@ mod tests {
             of("U", "1", "error", r#""error":{"message":"not ours"},"willRetry":false"#),
             message("m1", "A"),
             turn_of("U", "1", "failed", "null"),
+            turn_of("T", "8", "failed", "null"),
             done("completed"),
         ]);
         assert_eq!(texts(&events), [("m1", "A")]);
@@ -1366,7 +1397,7 @@ mod tests {
         let warning = all!(events, Warning)[0];
         assert_eq!(
             (&*warning.code, &*warning.message),
-            ("other_thread", "5 notifications of other threads or turns were ignored")
+            ("other_thread", "6 notifications of other threads or turns were ignored")
         );
     }
 
@@ -1579,6 +1610,33 @@ mod tests {
     }
 
     #[test]
+    fn output_without_a_start_is_kept() {
+        let events = read(&[begin(), printed("a"), printed("b"), command_done(r#""abc""#, "completed"), done("completed")]);
+        assert_eq!((&*printed_text(&events), output(&events)), ("abc", r#"{"output":"abc","exit_code":0}"#));
+        let call = all!(events, ToolCall)[0];
+        assert_eq!(
+            (&*call.name, call.arguments.as_ref().unwrap().as_str()),
+            ("commandExecution", r#"{"command":"ls","cwd":"/w"}"#)
+        );
+    }
+
+    #[test]
+    fn edge_18_19_a_process_beside_the_thread_prints_too() {
+        let piece = |data: &str, capped: bool| {
+            format!(
+                r#"{{"method":"command/exec/outputDelta","params":{{"processId":"p1","stream":"stdout","deltaBase64":"{data}","capReached":{capped}}}}}"#
+            )
+        };
+        let events = read(&[piece("w6k=", false), piece("YQ==", true)]);
+        assert_eq!((&*printed_text(&events), output(&events)), ("éa", r#"{"output":"éa","exit_code":null,"truncated":true}"#));
+        let events = read(&[begin(), done("completed"), piece("w6k=", false)]);
+        assert!(all!(events, Error).is_empty(), "no turn was cut");
+        let exited = r#"{"method":"process/exited","params":{"processHandle":"p1","exitCode":3}}"#;
+        let events = read(&[piece("w6k=", false), exited.to_owned()]);
+        assert_eq!(output(&events), r#"{"output":"é","exit_code":3}"#);
+    }
+
+    #[test]
     fn edge_21_what_is_not_known_passes_and_strict_refuses_it() {
         for line in [
             notice("weather/changed", r#""sky":"blue""#),
@@ -1633,8 +1691,10 @@ mod tests {
 
     #[test]
     fn a_start_that_was_missed_is_made_up() {
-        let events = read(&[text("m1", "Hel"), message("m1", "Hello"), done("completed")]);
-        assert_eq!((texts(&events), end(&events)), (vec![("m1", "Hello")], (Some(FinishReason::Stop), "completed")));
+        let events = read(&[text("m1", "Hel"), message("m1", "Hello"), text("m2", "!"), message("m2", "!"), done("completed")]);
+        let said = vec![("m1", "Hello"), ("m2", "!")];
+        assert_eq!((texts(&events), end(&events)), (said, (Some(FinishReason::Stop), "completed")));
+        assert_eq!((all!(events, StageStart).len(), &*all!(events, StageStart)[0].stage), (1, "1"));
         let listed = r#"{"method":"turn/completed","params":{"threadId":"T","turn":{"id":"1","items":[{"type":"agentMessage","id":"m1","text":"Hi"}],"status":"completed"}}}"#;
         assert_eq!(texts(&read(&[begin(), listed.to_owned()])), [("m1", "Hi")]);
     }

@@ -30,9 +30,12 @@ pub(crate) fn rule_faults(payloads: &[Payload]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut fault = |text: String| faults.push(text);
     let mut texts = HashMap::new();
-    let (mut open_calls, mut rounds) = (HashSet::new(), 0_i32);
+    let (mut open_calls, mut rounds, mut stages) = (HashSet::new(), 0_i32, 0_i32);
+    let mut unanswered: HashMap<_, i64> = HashMap::new();
     for payload in payloads {
         match payload {
+            Payload::StageStart(_) => stages += 1,
+            Payload::StageEnd(_) => stages -= 1,
             Payload::RoundStart(_) => rounds += 1,
             Payload::RoundEnd(_) => rounds -= 1,
             Payload::MessageStart(start) if texts.contains_key(&start.message_id) => {
@@ -55,6 +58,16 @@ pub(crate) fn rule_faults(payloads: &[Payload]) -> Vec<String> {
             Payload::ToolCallStart(start) if !open_calls.insert(start.call_id.clone()) => {
                 fault(format!("call {} starts twice", start.call_id));
             }
+            Payload::ToolCallStart(start) => *unanswered.entry(start.call_id.clone()).or_default() += 1,
+            // A result whose call is elsewhere may come; a second one for the same call may not.
+            Payload::ToolResult(result) => {
+                if let Some(left) = unanswered.get_mut(&result.call_id) {
+                    *left -= 1;
+                    if *left < 0 {
+                        fault(format!("call {} is answered twice", result.call_id));
+                    }
+                }
+            }
             Payload::ToolCallDelta(delta) if !open_calls.contains(&delta.call_id) => {
                 fault(format!("arguments for {}, which is not open", delta.call_id));
             }
@@ -65,7 +78,7 @@ pub(crate) fn rule_faults(payloads: &[Payload]) -> Vec<String> {
             fault("rounds overlap".to_owned());
         }
     }
-    if rounds != 0 || !open_calls.is_empty() || texts.values().any(Option::is_some) {
+    if rounds != 0 || stages != 0 || !open_calls.is_empty() || texts.values().any(Option::is_some) {
         fault("something is still open at the end".to_owned());
     }
     faults
