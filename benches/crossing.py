@@ -76,11 +76,11 @@ def crossing(scale: Scale) -> Iterator[Group]:
         return consume
 
     def ours() -> tuple[Produce, Consume]:
-        queue = ts.EventQueue(maxsize=MAXSIZE)
+        queue: ts.EventQueue[Any] = ts.EventQueue(maxsize=MAXSIZE)
         return putting(queue.put, queue.close), iterating(queue)
 
     def ours_singly() -> tuple[Produce, Consume]:
-        queue = ts.EventQueue(maxsize=MAXSIZE)
+        queue: ts.EventQueue[Any] = ts.EventQueue(maxsize=MAXSIZE)
         return putting(queue.put), taking(queue.aget)
 
     def emitter() -> tuple[Produce, Consume]:

@@ -64,7 +64,7 @@ def ready(scale: Scale) -> Iterator[Group]:
             return queue
 
         def filled_ours() -> Any:
-            queue = ts.EventQueue(maxsize=count)
+            queue: ts.EventQueue[Any] = ts.EventQueue(maxsize=count)
             for event in events:
                 queue.put_nowait(event)
             queue.close()

@@ -48,7 +48,7 @@ def test_limits_and_stores_are_checked() -> None:
     assert ts.Limits(max_events=5).max_events == 5
     for wrong in ({"max_events": 0}, {"max_bytes": 0}, {"max_age_s": 0}, {"max_age_s": float("nan")}):
         with pytest.raises(ValueError, match="limits"):
-            ts.Limits(**wrong)  # type: ignore[arg-type]
+            ts.Limits(**wrong)
     with pytest.raises(ts.UnknownStore):
         ts.Hub("carrier-pigeon://loft")
     for id in ("", "a\nb", "x" * 257):
@@ -285,8 +285,13 @@ def test_many_threads_and_a_reader_agree() -> None:
         thread.start()
     gate.wait()
     reader = session.read()
-    seen = []
-    ender = threading.Thread(target=lambda: ([thread.join() for thread in threads], turn.complete()))
+
+    def end() -> None:
+        for thread in threads:
+            thread.join()
+        turn.complete()
+
+    ender = threading.Thread(target=end)
     ender.start()
     seen = list(reader)
     ender.join()
