@@ -765,12 +765,6 @@ fn out_of_range_numbers_and_duplicate_keys_are_bounded() {
     assert_eq!(fold(twice)["text"], "b", "of a repeated key the last value counts");
 }
 
-/// What this thread has had of a processor: whoever else is on the machine does not count.
-fn cpu_time() -> std::time::Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    std::time::Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
 #[test]
 fn cost_is_linear_in_the_deltas() {
     let body = |deltas: usize| format!("data: {}\n\n", chunk(&json!({"content": "word "}))).repeat(deltas);
@@ -778,13 +772,13 @@ fn cost_is_linear_in_the_deltas() {
         // The best of five: whatever else the machine does only adds.
         (0..5)
             .map(|_| {
-                let started = cpu_time();
+                let started = common::cpu_time();
                 let mut normalizer = Normalizer::new("openai-chat", Options::default()).unwrap();
                 for piece in bytes.as_bytes().chunks(4096) {
                     normalizer.feed(piece).unwrap();
                     normalizer.drain().for_each(drop);
                 }
-                cpu_time().saturating_sub(started)
+                common::cpu_time().saturating_sub(started)
             })
             .min()
             .unwrap()

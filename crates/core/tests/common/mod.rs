@@ -83,3 +83,10 @@ pub(crate) fn rule_faults(payloads: &[Payload]) -> Vec<String> {
     }
     faults
 }
+
+/// What this thread has had of a processor: whoever else is on the machine does not count.
+#[allow(dead_code, reason = "not every test file measures")]
+pub(crate) fn cpu_time() -> std::time::Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    std::time::Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
