@@ -2,18 +2,21 @@
 //!
 //! A thread that has news pushes the parking's number and writes to the loop's descriptor, once, however many wait; the
 //! loop's own callback then completes the futures of all that are ready. `call_soon_threadsafe` from a foreign thread
-//! would need the interpreter at the worst of times (it aborts a process that is exiting).
+//! would need the interpreter at the worst of times; it serves only the loops that have no `add_reader`.
 //!
 //! Invariants: 1. futures are made, held, completed and dropped on the loop's thread only; 2. a ring that comes while
-//! the callback runs is not lost: `rung` is cleared before the list is taken; 3. after a fork nothing is rung.
+//! the callback runs is not lost: `rung` is cleared before the list is taken; 3. after a fork nothing is rung; 4. no ring
+//! needs the interpreter once it is going.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use pyo3::exceptions::{PyAttributeError, PyNotImplementedError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
@@ -21,6 +24,23 @@ use rustix::fd::{AsRawFd, OwnedFd};
 
 /// Rises in the child of each fork: what was made before it must not be used there.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Set when the interpreter begins to go.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+/// Threads that are in [`before_exit`].
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs Python code from Rust, unless the interpreter is going. It ends a daemon thread wherever that next waits for it: with
+/// frames of Rust below, the process would abort. So the exit waits for those inside, and lets nobody else in.
+pub fn before_exit<T>(run: impl FnOnce() -> T) -> Option<T> {
+    // SeqCst, here and in `_at_exit`: of a thread that enters and then looks, and the exit, which says so and then counts, one
+    // sees the other.
+    INSIDE.fetch_add(1, Ordering::SeqCst);
+    let result = if EXITING.load(Ordering::SeqCst) { None } else { Some(run()) };
+    INSIDE.fetch_sub(1, Ordering::SeqCst);
+    result
+}
 
 /// The process generation that an object is made in.
 pub fn generation() -> u32 {
@@ -47,6 +67,8 @@ struct Rope {
     descriptor: OwnedFd,
     #[cfg(not(target_os = "linux"))]
     write: OwnedFd,
+    /// A weak reference to the bell, where the loop watches no descriptors.
+    bell: OnceLock<Py<PyAny>>,
     rung: AtomicBool,
     ready: Mutex<Vec<u64>>,
     made: u32,
@@ -57,7 +79,8 @@ impl Rope {
     fn new() -> std::io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
         let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { descriptor, rung: AtomicBool::new(false), ready: Mutex::default(), made: generation() })
+        let (bell, rung, ready) = (OnceLock::new(), AtomicBool::new(false), Mutex::default());
+        Ok(Self { descriptor, bell, rung, ready, made: generation() })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -67,7 +90,19 @@ impl Rope {
             rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(end, true)?;
         }
-        Ok(Self { descriptor, write, rung: AtomicBool::new(false), ready: Mutex::default(), made: generation() })
+        let (bell, rung, ready) = (OnceLock::new(), AtomicBool::new(false), Mutex::default());
+        Ok(Self { descriptor, write, bell, rung, ready, made: generation() })
+    }
+
+    /// The way to a loop that watches no descriptors. A loop that was closed meanwhile has nobody to wake.
+    fn call_soon(bell: &Py<PyAny>) {
+        let call = |py: Python<'_>| {
+            let bell = bell.bind(py).call0()?;
+            let Ok(this) = bell.cast::<Bell>() else { return Ok(()) };
+            let answer = bell.getattr(pyo3::intern!(py, "answer"))?;
+            this.get().event_loop.call_method1(py, pyo3::intern!(py, "call_soon_threadsafe"), (answer,)).map(drop)
+        };
+        let _: Option<Option<PyResult<()>>> = before_exit(|| Python::try_attach(call));
     }
 
     fn ring(&self) {
@@ -75,6 +110,9 @@ impl Rope {
         // has yet to take the list.
         if self.made != generation() || self.rung.swap(true, Ordering::AcqRel) {
             return;
+        }
+        if let Some(bell) = self.bell.get() {
+            return Self::call_soon(bell);
         }
         #[cfg(target_os = "linux")]
         let end = &self.descriptor;
@@ -166,8 +204,14 @@ impl Bell {
     fn hang(py: Python<'_>, event_loop: &Bound<'_, PyAny>, bells: &Bound<'_, PyAny>) -> PyResult<Py<Self>> {
         let rope = Arc::new(Rope::new()?);
         let descriptor = rope.descriptor.as_raw_fd();
-        let bell = Py::new(py, Self { rope, parked: Mutex::default(), event_loop: event_loop.clone().unbind() })?;
-        event_loop.call_method1("add_reader", (descriptor, bell.getattr(py, "answer")?))?;
+        let bell = Bound::new(py, Self { rope, parked: Mutex::default(), event_loop: event_loop.clone().unbind() })?;
+        if let Err(error) = event_loop.call_method1("add_reader", (descriptor, bell.getattr("answer")?)) {
+            if !error.is_instance_of::<PyNotImplementedError>(py) && !error.is_instance_of::<PyAttributeError>(py) {
+                return Err(error);
+            }
+            let _ = bell.get().rope.bell.set(py.import("weakref")?.getattr("ref")?.call1((&bell,))?.unbind());
+        }
+        let bell = bell.unbind();
         bells.set_item(event_loop, &bell)?;
         Ok(bell)
     }
@@ -251,8 +295,18 @@ fn _after_fork() {
     });
 }
 
+#[pyfunction]
+fn _at_exit(py: Python<'_>) {
+    EXITING.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    while INSIDE.load(Ordering::SeqCst) > 0 && begun.elapsed() < Duration::from_secs(1) {
+        py.detach(|| std::thread::sleep(Duration::from_millis(1)));
+    }
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
+    py.import("atexit")?.call_method1("register", (wrap_pyfunction!(_at_exit, module)?,))?;
     let hook = wrap_pyfunction!(_after_fork, module)?;
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {

@@ -81,10 +81,8 @@ impl Sleeper {
 impl core::Sleeper for Sleeper {
     fn wake(self) -> bool {
         let closed = self.event_loop.is_some_and(|event_loop| {
-            Python::attach(|py| {
-                let closed = event_loop.bind(py).call_method0(pyo3::intern!(py, "is_closed"));
-                closed.and_then(|closed| closed.is_truthy()).unwrap_or(false)
-            })
+            let ask = |py: Python<'_>| event_loop.bind(py).call_method0(pyo3::intern!(py, "is_closed"))?.is_truthy();
+            bell::before_exit(|| Python::attach(ask)).is_some_and(|closed| closed.unwrap_or(false))
         });
         if !closed {
             self.waker.wake();

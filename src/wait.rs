@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::bell::{Bell, Parking, waker};
+use crate::bell::{Bell, Parking, before_exit, waker};
 use crate::errors;
 use crate::slots::Sent;
 
@@ -100,7 +100,9 @@ impl Waiter {
                     return Err(PyStopAsyncIteration::new_err(()));
                 }
                 Taken::Pending => {
-                    if let Some(future) = self.arm(py, source)? {
+                    // A loop that still runs while the interpreter goes looks again and again, for those few milliseconds.
+                    let Some(armed) = before_exit(|| self.arm(py, source)) else { return Ok(Sent::Yield(py.None())) };
+                    if let Some(future) = armed? {
                         self.taken = 0;
                         return Ok(Sent::Yield(future));
                     }

@@ -187,6 +187,39 @@ def test_gc_cycles(source: Source, loop_factory: LoopFactory) -> None:
         assert held() is None
 
 
+class Unwatching(asyncio.SelectorEventLoop):
+    """A loop that watches no descriptors, as some have it."""
+
+    def add_reader(self, *_: Any) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_loop_without_add_reader(source: Source, debug: bool) -> None:
+    """It is called, with `call_soon_threadsafe`; once closed, it is not, and nobody minds."""
+    taken = 0
+
+    async def read() -> None:
+        nonlocal taken
+        async for _ in source.iterate():
+            taken += 1
+            (here if taken % 2 else there).release()
+
+    def produce() -> None:
+        for number in range(200):
+            source.put()
+            (here, there)[number % 2].acquire()
+        source.end()
+
+    here, there = threading.Semaphore(0), threading.Semaphore(0)
+    thread = threading.Thread(target=produce)
+    with asyncio.Runner(loop_factory=Unwatching, debug=debug) as runner:
+        thread.start()
+        runner.run(asyncio.wait_for(read(), 20))
+    thread.join()
+    assert taken >= 200
+
+
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +425,7 @@ asyncio.run(main())
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio.new_event_loop", "uvloop.new_event_loop", "Unwatching"])
 def test_interpreter_exit_while_streaming(subprocess_python: Callable[..., list[str]], loop: str) -> None:
     """The main thread leaves while daemon threads emit, put, feed and wait: exit status 0, whatever they are at."""
     subprocess_python(
@@ -435,7 +468,18 @@ async def main():
     asyncio.create_task(anext(aiter(empty))) , asyncio.create_task(empty.aget())
     await asyncio.sleep(0)
 
-with asyncio.Runner(loop_factory={loop}.new_event_loop) as runner:
+class Unwatching(asyncio.SelectorEventLoop):
+    def add_reader(self, *_):
+        raise NotImplementedError
+
+def elsewhere():
+    async def read():
+        async for _ in session.read(follow="session"):
+            pass
+    asyncio.run(asyncio.wait_for(read(), 60)) if {loop!r} != "Unwatching" else Unwatching().run_until_complete(read())
+
+threading.Thread(target=elsewhere, daemon=True).start()
+with asyncio.Runner(loop_factory={loop}) as runner:
     runner.run(main())
 """,
         40,
