@@ -116,7 +116,7 @@ fn overflow_name(overflow: Overflow) -> &'static str {
 #[pyclass(frozen, weakref, module = "turnstream")]
 pub struct EventQueue {
     core: core::Queue<Slot, Sleeper>,
-    error: PyOnceLock<Py<PyBaseException>>,
+    error: Mutex<Option<Py<PyBaseException>>>,
     warned: Mutex<Option<Instant>>,
     warn_interval: Duration,
     /// Ready items of `aget` and `aput` since another task could run.
@@ -178,7 +178,8 @@ impl EventQueue {
 
     /// What a consumer learns at the end, apart from the end.
     fn failure(&self, py: Python<'_>) -> PyResult<()> {
-        self.error.get(py).map_or(Ok(()), |error| Err(PyErr::from_value(error.bind(py).clone().into_any())))
+        let error = self.error.lock().as_ref().map(|error| error.clone_ref(py));
+        error.map_or(Ok(()), |error| Err(PyErr::from_value(error.into_bound(py).into_any())))
     }
 }
 
@@ -286,7 +287,7 @@ impl EventQueue {
             .map_err(|_| PyValueError::new_err("warn_interval_s: expected seconds, 0 or more"))?;
         Ok(Self {
             core: core::Queue::new(maxsize, self::overflow(overflow)?),
-            error: PyOnceLock::new(),
+            error: Mutex::new(None),
             warned: Mutex::new(None),
             warn_interval,
             spent: AtomicU32::new(0),
@@ -382,12 +383,12 @@ impl EventQueue {
 
     /// Ends the queue: what it holds is still taken, then comes the end, or `error`.
     #[pyo3(signature = (error = None, *, discard = false))]
-    fn close(&self, py: Python<'_>, error: Option<Bound<'_, PyAny>>, discard: bool) -> PyResult<()> {
+    fn close(&self, error: Option<Bound<'_, PyAny>>, discard: bool) -> PyResult<()> {
         check_fork(self.made)?;
         if let Some(error) = error {
             let error = error.cast_into::<PyBaseException>()?.unbind();
             if !self.core.is_closed() {
-                let _ = self.error.set(py, error);
+                *self.error.lock() = Some(error);
             }
         }
         self.core.close();
@@ -454,6 +455,9 @@ impl EventQueue {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(error) = self.error.try_lock() {
+            error.as_ref().map_or(Ok(()), |error| visit.call(error))?;
+        }
         self.core.visit(
             |slot| visit.call(&slot.object),
             |sleeper| sleeper.event_loop.as_ref().map_or(Ok(()), |event_loop| visit.call(event_loop)),
@@ -463,6 +467,8 @@ impl EventQueue {
     fn __clear__(&self) {
         let items = self.core.clear();
         drop(items);
+        let error = self.error.lock().take();
+        drop(error);
     }
 }
 

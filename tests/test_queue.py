@@ -541,6 +541,25 @@ async def test_a_queue_that_holds_itself_is_collected() -> None:
     assert gone() is None
 
 
+def test_a_queue_closed_with_an_error_that_knows_it_is_collected() -> None:
+    class Item:
+        pass
+
+    def close() -> weakref.ref[Item]:
+        queue: ts.EventQueue[Any] = ts.EventQueue()
+        item = Item()
+        queue.put(item)
+        try:
+            raise LookupError
+        except LookupError as error:
+            queue.close(error)  # its traceback has this frame, and so the queue
+        return weakref.ref(item)
+
+    gone = close()
+    gc.collect()
+    assert gone() is None
+
+
 async def test_a_destructor_may_come_back() -> None:
     queue: ts.EventQueue[Any] = ts.EventQueue(1, "drop_oldest", warn_interval_s=3600)
     seen: list[int] = []
