@@ -14,6 +14,8 @@
 //! [`Queue::leave_put`] and [`Queue::leave_take`]; an item is taken by the one call that returns it, and by no wait.
 
 mod line;
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

@@ -207,7 +207,7 @@ impl Reader {
             status = Status::Finished;
         }
         session.count_reader(true);
-        let pacing = (options.pace_window > 0).then(|| Arc::new(Pace { seq: seq.into(), window: options.pace_window }));
+        let pacing = (options.pace_window > 0).then(|| Arc::new(Pace::new(seq, options.pace_window)));
         if let Some(pace) = &pacing {
             session.join_pace(pace.clone());
         }

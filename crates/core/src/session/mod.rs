@@ -11,15 +11,15 @@ mod admit;
 pub mod fold;
 pub mod hub;
 mod log;
+#[cfg(all(test, loom))]
+mod models;
 mod state;
 mod turn;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-use parking_lot::Mutex;
 
 pub use hub::Hub;
 pub use log::Entry;
@@ -28,6 +28,7 @@ pub use state::{CallState, MessageState, Outcome, StageState, State};
 pub use turn::{Ending, Started, TurnOptions};
 
 use crate::event::{Context, Json, Payload, PayloadError, Status};
+use crate::sync::{AtomicU64, Mutex};
 
 /// How much a session keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +124,12 @@ pub fn now_ms() -> u64 {
 pub(crate) struct Pace {
     pub(crate) seq: AtomicU64,
     pub(crate) window: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(seq: u64, window: u64) -> Self {
+        Self { seq: AtomicU64::new(seq), window }
+    }
 }
 
 pub(crate) struct Inner {
