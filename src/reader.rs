@@ -1,6 +1,5 @@
 //! Readers as Python sees them: events one by one or in batches, or frames as bytes.
 
-use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
@@ -25,8 +24,8 @@ const FETCH: usize = 128;
 
 pub struct EventSource {
     reader: core::Reader,
-    fetched: VecDeque<Item>,
-    scratch: Vec<Item>,
+    /// The next one last.
+    fetched: Vec<Item>,
     /// The seq of the last event that was handed out.
     consumed: u64,
     batch: Option<usize>,
@@ -34,25 +33,25 @@ pub struct EventSource {
 
 impl EventSource {
     fn next(&mut self) -> Result<Option<Item>, Poll> {
-        if let Some(item) = self.fetched.pop_front() {
+        if let Some(item) = self.fetched.pop() {
             return Ok(Some(item));
         }
-        match self.reader.poll(FETCH, &mut self.scratch) {
+        match self.reader.poll(FETCH, &mut self.fetched) {
             Poll::Ready => {
-                self.fetched.extend(self.scratch.drain(..));
-                Ok(self.fetched.pop_front())
+                self.fetched.reverse();
+                Ok(self.fetched.pop())
             }
             other => {
                 // An idle reader is a cursor: its buffers go.
-                self.fetched = VecDeque::new();
-                self.scratch = Vec::new();
+                self.fetched = Vec::new();
                 Err(other)
             }
         }
     }
 
     fn hand_out(&mut self, py: Python<'_>, item: Item) -> PyResult<Py<PyAny>> {
-        if item.event().payload.class() != Class::Control {
+        // Control frames have none.
+        if item.event().seq != 0 {
             self.consumed = item.event().seq;
         }
         event::wrap(py, item.into_entry())
@@ -94,7 +93,7 @@ trait Closable: Source {
 impl Closable for EventSource {
     fn close(&mut self) {
         self.reader.close();
-        self.fetched = VecDeque::new();
+        self.fetched = Vec::new();
     }
 }
 
@@ -189,7 +188,7 @@ pub struct Reader {
 impl Reader {
     pub fn new(reader: core::Reader) -> Self {
         let consumed = reader.cursor().seq();
-        let source = EventSource { reader, fetched: VecDeque::new(), scratch: Vec::new(), consumed, batch: None };
+        let source = EventSource { reader, fetched: Vec::new(), consumed, batch: None };
         Self { shared: Shared::new(source) }
     }
 }
