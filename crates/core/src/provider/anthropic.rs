@@ -166,6 +166,7 @@ impl Anthropic {
         self.thoughts = 0;
         self.counts = Counts::default();
         out.model(&message.text("model"));
+        out.round_start();
         out.open(self.message, &id, None);
         self.usage(message, out)?;
         for (index, block) in message.list("content").into_iter().enumerate() {
