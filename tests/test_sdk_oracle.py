@@ -119,7 +119,7 @@ DIFFERENT = {
         "content is a list of parts, then a string; the SDK drops the list, and the answer's first digit with it"
     ),
     "openai-chat/llm-test_tools_streaming_variant_a-0": "the name is said twice; the SDK joins both",
-    "openai-chat/llm-test_tools_streaming_variant_d-0": "null arguments: the SDK leaves them so, to us it is a call without any",
+    "openai-chat/llm-test_tools_streaming_variant_d-0": "null arguments: to us, a call without any",
     "others/rubyllm-chat_citations_with_perplexity_sonar_returns_search_result_citations_when_streaming-0": UNSEEN,
     "others/vercel-perplexity-citations": UNSEEN,
     "others/vercel-perplexity-text": UNSEEN,
