@@ -207,3 +207,50 @@ fn a_second_round_end_is_ignored() {
         &[COHERE_START, COHERE_TEXT, COHERE_END, r#"{"type":"message-end","delta":{}}"#],
     );
 }
+
+/// The kinds of round events, in order.
+fn rounds(events: &[Payload]) -> Vec<&'static str> {
+    events.iter().map(Payload::kind).filter(|kind| kind.starts_with("round_")).collect()
+}
+
+#[test]
+fn edge_12_a_providers_own_rounds_are_not_doubled_and_end_on_an_error_too() {
+    let start = r#"{"type":"chat.start","model_instance_id":"x"}"#;
+    let piece = r#"{"type":"message.delta","content":"a"}"#;
+    let prompt = r#"{"type":"prompt_processing.start"}"#;
+    let end = r#"{"type":"chat.end","result":{"output":[],"stats":{}}}"#;
+    let error = r#"{"type":"error","error":{"message":"gpu lost"}}"#;
+    let (stream, _) = lines(&[start, start, prompt, piece, prompt, piece, end]);
+    assert_eq!(rounds(&lenient("lmstudio", &stream)), ["round_start", "round_end"].repeat(2));
+    for last in [vec![error], vec![error, end], vec![]] {
+        let (stream, _) = lines(&[&[start, prompt, piece, prompt, piece][..], &last].concat());
+        let events = lenient("lmstudio", &stream);
+        assert_eq!(rounds(&events), ["round_start", "round_end"].repeat(2), "{last:?}");
+        assert!(events.iter().any(|event| matches!(event, Payload::Error(_))), "{last:?}");
+    }
+    // Two responses in one stream; the second breaks off, or fails.
+    let failed = r#"{"type":"response.failed","response":{"id":"r","status":"failed","error":{"code":"x","message":"y"}}}"#;
+    for last in [failed, "{}"] {
+        let (stream, _) = lines(&[RESPONSES_CREATED, RESPONSES_TEXT, RESPONSES_END, RESPONSES_CREATED, RESPONSES_TEXT, last]);
+        assert_eq!(rounds(&lenient("openai-responses", &stream)), ["round_start", "round_end"].repeat(2), "{last}");
+    }
+}
+
+#[test]
+fn edge_26_the_end_mark_ends_the_stream_is_never_text_and_stays_in_arguments() {
+    let call = r#"{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{\"q\":\"[DONE]\"}"}}]}"#;
+    let frames = [chat(r#"{"content":"a"}"#, "null"), chat(call, r#""tool_calls""#), "[DONE]".to_owned()];
+    let stream = format!("data: {}\n\n", frames.join("\n\ndata: "));
+    for split in 1..=stream.len() {
+        let mut normalizer = Normalizer::new("openai-chat", Options::default()).expect("a known provider");
+        for piece in stream.as_bytes().chunks(split) {
+            normalizer.feed(piece).expect("a stream");
+        }
+        normalizer.finish().expect("a stream");
+        let events: Vec<Payload> = normalizer.drain().collect();
+        assert_eq!(text(&events), "a");
+        let call =
+            events.iter().find_map(|event| if let Payload::ToolCall(it) = event { Some(it) } else { None }).expect("a call");
+        assert_eq!(call.arguments_raw, r#"{"q":"[DONE]"}"#);
+    }
+}
