@@ -220,9 +220,18 @@ fn fold_json(py: Python<'_>, data: &Bound<'_, PyAny>, provider: &str, split: usi
     Ok(fold.to_json())
 }
 
+/// What the beginning of a JSON text says so far.
+#[pyfunction]
+#[pyo3(signature = (text, /))]
+fn partial_json<'py>(text: &Bound<'py, pyo3::types::PyString>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let json = turnstream_core::event::partial_json(&text.to_string_lossy());
+    json.map(|json| convert::loads(text.py(), json.as_str())).transpose()
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Normalizer>()?;
     module.add_class::<TurnFeed>()?;
     module.add_function(wrap_pyfunction!(providers, module)?)?;
+    module.add_function(wrap_pyfunction!(partial_json, module)?)?;
     module.add_function(wrap_pyfunction!(fold_json, module)?)
 }

@@ -57,6 +57,7 @@ from turnstream._native import (
     Usage,
     Warning,
     __version__,
+    partial_json,
     providers,
 )
 from turnstream.errors import (
@@ -160,6 +161,7 @@ __all__ = [
     "fastapi",
     "fold",
     "normalize",
+    "partial_json",
     "providers",
 ]
 

@@ -553,6 +553,16 @@ class SSEDecoder:
 def providers() -> list[str]:
     """The names of all wire formats that can be read, sorted."""
 
+def partial_json(text: str, /) -> Any:
+    """What `text`, the beginning of a JSON text, says so far; None where that is nothing, or no JSON. Never raises.
+
+    For a tool call's arguments while they stream: join the `tool_call_delta` pieces and ask when there is something to
+    show. A member whose value has not begun is left out; a string or a number goes as far as it has come; what
+    follows a whole value is ignored. Each call costs the text's length.
+
+        ts.partial_json('{"city": "Zür')  # {"city": "Zür"}
+    """
+
 def fold_json(data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False) -> str:
     """The fold of a whole stream, as the JSON text that `turnstream fold` prints.
 

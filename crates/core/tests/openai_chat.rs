@@ -124,7 +124,7 @@ fn c3_a_refusal_is_not_text_and_ends_as_one() {
 }
 
 #[test]
-fn c4_and_case_9_parallel_calls_join_by_index() {
+fn c4_and_edge_9_parallel_calls_join_by_index() {
     let fold = fold(sse(&[
         call(0, &json!("a"), &json!("f"), &json!("")),
         call(1, &json!(""), &json!("g"), &json!("")),
@@ -592,7 +592,7 @@ fn errors_in_all_their_forms() {
 }
 
 #[test]
-fn case_8_arguments_in_three_pieces_are_one_call() {
+fn edge_8_arguments_in_three_pieces_are_one_call() {
     let body = sse(&[
         call(0, &json!("c"), &json!("f"), &json!("{\"ci")),
         call(0, &Value::Null, &Value::Null, &json!("ty\":\"Bo")),
@@ -607,7 +607,7 @@ fn case_8_arguments_in_three_pieces_are_one_call() {
 }
 
 #[test]
-fn case_10_bad_arguments_are_kept_and_flagged() {
+fn edge_10_bad_arguments_are_kept_and_flagged() {
     let fold = fold(sse(&[call(0, &json!("c"), &json!("f"), &json!("{\"a\": tru")), end("tool_calls")]));
     let call = &fold["tool_calls"][0];
     assert_eq!((&call["arguments"], &call["arguments_raw"]), (&Value::Null, &json!("{\"a\": tru")));
@@ -615,14 +615,14 @@ fn case_10_bad_arguments_are_kept_and_flagged() {
 }
 
 #[test]
-fn case_11_one_end_whatever_the_provider_says() {
+fn edge_11_one_end_whatever_the_provider_says() {
     let without = events(format!("data: {}\n\ndata: [DONE]\n\n", chunk(&json!({"content": "a"}))));
     assert_eq!((count(&without, "assistant_message"), count(&without, "round_end")), (1, 1));
     assert_eq!(kinds(&events("")), ["error"], "an empty stream is a truncated one");
 }
 
 #[test]
-fn case_13_a_stream_that_just_stops_is_truncated() {
+fn edge_13_a_stream_that_just_stops_is_truncated() {
     let fold = fold(format!("data: {}\n\n", chunk(&json!({"content": "On"}))));
     assert_eq!(
         (&fold["text"], &fold["error"], &fold["warnings"][0]["code"]),

@@ -6,6 +6,7 @@
 
 mod field;
 pub mod json;
+mod partial;
 #[macro_use]
 mod vocabulary;
 
@@ -17,6 +18,8 @@ use serde_json::value::RawValue;
 
 pub use field::{CallRef, Field, FinishReason, Id, Kind, Origin, Status, Text, Value};
 pub use json::{Json, JsonError};
+pub use partial::partial_json;
+
 use json::{write_str, write_u64};
 
 /// What may happen to an event for a slow reader or a full log.

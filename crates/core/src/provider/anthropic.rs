@@ -166,6 +166,7 @@ impl Anthropic {
         self.thoughts = 0;
         self.counts = Counts::default();
         out.model(&message.text("model"));
+        out.round_start();
         out.open(self.message, &id, None);
         self.usage(message, out)?;
         for (index, block) in message.list("content").into_iter().enumerate() {
@@ -735,7 +736,7 @@ mod tests {
         assert_eq!(results.iter().map(|result| result.is_error).collect::<Vec<_>>(), [false, true, true]);
         assert_eq!((&*results[0].call_id, &*results[2].call_id), ("srv_1", "mcp_1"));
         assert_eq!(results[0].output.as_ref().unwrap().as_str(), r#"{"stdout":"4"}"#);
-        assert_eq!(all!(events, Warning)[0].code, "second_result");
+        assert_eq!(all!(events, Warning).last().unwrap().code, "second_result");
         assert_eq!(message(&events).text, "");
     }
 

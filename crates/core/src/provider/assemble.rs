@@ -3,7 +3,8 @@
 //! Owns the order of events inside one model call and their closing. Knows no wire format.
 //! Invariants: 1. nothing is emitted for a message before its `message_start`, for a call before its
 //! `tool_call_start`; 2. a name that never came means no call, and a warning; 3. `finish` leaves nothing open;
-//! 4. an error beats a finish, whichever came first; 5. each step costs its own size, however much is open.
+//! 4. an error beats a finish, whichever came first; 5. each step costs its own size, however much is open; 6. nothing
+//! follows its own end: what a provider says out of order is repaired and said ([`DISORDER`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
@@ -58,6 +59,18 @@ impl UsageCounts {
     }
 }
 
+/// The codes of warnings about the order of what came, each an error to a strict driver.
+///
+/// - `late_delta`: a piece of a message after its end. Before the message went out whole it still counts; after, it is
+///   dropped. One warning a message.
+/// - `stray_arguments`: a piece of a call's arguments that is not open, dropped.
+/// - `result_without_call`: a call with the result's id is put before it.
+/// - `second_result`: a call answered twice; the first result stands.
+/// - `second_finish`: another finish reason for a message that had one; the last stands until the message has gone out.
+/// - `second_round_end`: an end after the end, ignored.
+pub const DISORDER: [&str; 6] =
+    ["late_delta", "stray_arguments", "result_without_call", "second_result", "second_finish", "second_round_end"];
+
 /// Stands for the message of a call that no message makes.
 pub(super) const NO_MESSAGE: u64 = u64::MAX;
 
@@ -73,7 +86,28 @@ struct Message {
     calls: Vec<CallRef>,
     finish: Option<(FinishReason, Text)>,
     streamed: bool,
-    closed: bool,
+    life: Life,
+}
+
+impl Message {
+    fn is_closed(&self) -> bool {
+        matches!(self.life, Life::Closed | Life::Gone)
+    }
+}
+
+/// How far a message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Pieces are welcome.
+    Open,
+    /// The provider has said that there are no more.
+    Finished,
+    /// A piece came all the same, and that was said.
+    Late,
+    /// It has gone out whole.
+    Closed,
+    /// A piece came even so, and that was said.
+    Gone,
 }
 
 /// A tool call under way.
@@ -91,6 +125,17 @@ struct Call {
     closed: bool,
     /// The arguments are text, not JSON.
     free_text: bool,
+}
+
+/// How much of a call has gone out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Its start; where it stands in `calls`.
+    Start(usize),
+    /// Its `tool_call`.
+    Whole,
+    /// Its `tool_result`.
+    Result,
 }
 
 /// What has been said of the stream's end.
@@ -133,10 +178,14 @@ pub struct Assembler {
     calls: Vec<Call>,
     /// The ids of the round's calls.
     call_ids: HashSet<Id>,
-    /// Those that have their result.
-    answered: HashSet<Id>,
     /// Where each key's open call stands.
     open_calls: HashMap<u64, usize>,
+    /// How far every call has come, also those of earlier rounds.
+    progress: HashMap<Id, Told>,
+    /// The newest code of [`DISORDER`].
+    disorder: Option<&'static str>,
+    /// Something came after the last round's end, and that was said.
+    late: bool,
     usage: UsageCounts,
     usage_raw: Option<BTreeMap<String, Json>>,
     /// The last whole count, not yet merged into `usage_raw`: some providers send one with every chunk.
@@ -163,8 +212,10 @@ impl Assembler {
             message_ids: HashSet::new(),
             calls: Vec::new(),
             call_ids: HashSet::new(),
-            answered: HashSet::new(),
             open_calls: HashMap::new(),
+            progress: HashMap::new(),
+            disorder: None,
+            late: false,
             usage: UsageCounts::default(),
             usage_raw: None,
             usage_snapshot: None,
@@ -230,6 +281,7 @@ impl Assembler {
             self.round_open = true;
             // The end of the round before is not this one's.
             self.end = if self.error { End::Said } else { End::Open };
+            self.late = false;
             self.out.push(RoundStart { model: self.model.clone(), provider: Some(self.provider.into()) }.into());
         }
     }
@@ -241,6 +293,18 @@ impl Assembler {
 
     /// The same, where the provider says why the call as a whole ended, whatever its messages said.
     pub fn round_end_as(&mut self, whole: Option<FinishReason>) {
+        if self.is_over() {
+            self.disorder("second_round_end", "the end was said again after the end");
+        }
+        self.close_round(whole);
+    }
+
+    /// Whether the provider has said that there is no more, and nothing has begun since.
+    pub fn is_over(&self) -> bool {
+        self.end == End::Done && !self.round_open
+    }
+
+    fn close_round(&mut self, whole: Option<FinishReason>) {
         self.close_calls();
         self.flush_usage();
         let mut reason = None;
@@ -252,7 +316,6 @@ impl Assembler {
         self.message_index.clear();
         self.calls.clear();
         self.call_ids.clear();
-        self.answered.clear();
         self.open_calls.clear();
         if std::mem::take(&mut self.round_open) {
             let finish_reason = if self.error { Some(FinishReason::Error) } else { whole.or(reason) };
@@ -272,20 +335,59 @@ impl Assembler {
     /// The provider's own turn has ended: so does its round.
     pub fn stage_end(&mut self, status: &str) {
         if let Some(stage) = self.stage.take() {
-            self.round_end();
+            self.close_round(None);
             self.out.push(StageEnd { stage, status: status.into(), message: None }.into());
         }
     }
 
     // --- messages -------------------------------------------------------------------------------------------------
 
-    /// Where the message `key` stands in `messages`, opened if it is new.
-    fn at(&mut self, key: u64) -> usize {
+    /// Where the message `key` stands in `messages`, opened if it is new; none after the end.
+    fn at(&mut self, key: u64) -> Option<usize> {
         if let Some(index) = self.find(key) {
-            return index;
+            return Some(index);
         }
         self.open(key, "", None);
-        self.messages.len() - 1
+        self.find(key)
+    }
+
+    /// The same, for a piece of it: none where it may have no more.
+    fn at_piece(&mut self, key: u64) -> Option<usize> {
+        let Some(index) = self.at(key) else {
+            if !std::mem::replace(&mut self.late, true) {
+                self.disorder("late_delta", "a piece of a message after the end; it is dropped");
+            }
+            return None;
+        };
+        (self.messages[index].life == Life::Open || self.takes_late(index)).then_some(index)
+    }
+
+    #[cold]
+    fn takes_late(&mut self, index: usize) -> bool {
+        let life = &mut self.messages[index].life;
+        match *life {
+            Life::Finished => {
+                *life = Life::Late;
+                self.disorder("late_delta", "a piece of a message after its end");
+            }
+            Life::Closed => {
+                *life = Life::Gone;
+                self.disorder("late_delta", "a piece of a message that is closed; it is dropped");
+                return false;
+            }
+            Life::Gone => return false,
+            Life::Open | Life::Late => {}
+        }
+        true
+    }
+
+    /// The text of message `key` is whole, though its end is not said yet: a piece after this is late.
+    pub fn seal(&mut self, key: u64) {
+        if let Some(index) = self.find(key)
+            && self.messages[index].life == Life::Open
+        {
+            self.messages[index].life = Life::Finished;
+        }
     }
 
     fn find(&self, key: u64) -> Option<usize> {
@@ -297,9 +399,10 @@ impl Assembler {
     }
 
     /// Opens message `key` under the provider's `id` (minted when blank, or when another message has had it: what is said
-    /// twice is two messages). Opening an open message does nothing.
+    /// twice is two messages). Opening an open message does nothing; nor does one after the end, where neither
+    /// [`Self::round_start`] nor an id of its own tells it from a piece that came too late.
     pub fn open(&mut self, key: u64, id: &str, choice: Option<u64>) {
-        if self.is_open(key) {
+        if self.is_open(key) || (self.is_over() && (id.is_empty() || self.message_ids.contains(id))) {
             return;
         }
         self.round_start();
@@ -319,7 +422,7 @@ impl Assembler {
             calls: Vec::new(),
             finish: None,
             streamed: false,
-            closed: false,
+            life: Life::Open,
         });
     }
 
@@ -352,7 +455,7 @@ impl Assembler {
         if piece.is_empty() {
             return;
         }
-        let index = self.at(key);
+        let Some(index) = self.at_piece(key) else { return };
         let message = &mut self.messages[index];
         message.text.push_str(piece);
         message.streamed |= streamed;
@@ -362,7 +465,8 @@ impl Assembler {
     /// The whole text, said at the end: its missing suffix goes out as a delta; where it contradicts what was shown,
     /// the message is reset and said anew.
     pub fn text_whole(&mut self, key: u64, whole: &str) {
-        let index = self.at(key);
+        // A copy of the whole may follow the end.
+        let Some(index) = self.at(key).filter(|&index| !self.messages[index].is_closed()) else { return };
         let message = &mut self.messages[index];
         if let Some(suffix) = whole.strip_prefix(message.text.as_str()) {
             if !suffix.is_empty() {
@@ -388,7 +492,7 @@ impl Assembler {
         if piece.is_empty() {
             return;
         }
-        let index = self.at(key);
+        let Some(index) = self.at_piece(key) else { return };
         let message = &mut self.messages[index];
         if message.reasoning_part != part && !message.reasoning.is_empty() && part.is_some() {
             message.reasoning.push_str("\n\n");
@@ -409,7 +513,7 @@ impl Assembler {
         if piece.is_empty() {
             return;
         }
-        let index = self.at(key);
+        let Some(index) = self.at_piece(key) else { return };
         let message = &mut self.messages[index];
         message.refusal.get_or_insert_default().push_str(piece);
         self.out.push(RefusalDelta { message_id: message.id.clone(), text: piece.into() }.into());
@@ -418,9 +522,27 @@ impl Assembler {
     /// Why the message ended, in our word and in the provider's, blank where it has none. The last one said wins; nothing is
     /// emitted yet.
     pub fn finish_reason(&mut self, key: u64, reason: FinishReason, raw: &str) {
-        let index = self.at(key);
+        let Some(index) = self.at(key).filter(|&index| !self.messages[index].is_closed()) else {
+            return self.disorder("second_finish", "a finish reason after the end");
+        };
         self.end = self.end.max(End::Said);
-        self.messages[index].finish = Some((reason, raw.into()));
+        let message = &mut self.messages[index];
+        let again = message.finish.as_ref().is_some_and(|(word, said)| (*word, &**said) != (reason, raw));
+        message.finish = Some((reason, raw.into()));
+        if message.life == Life::Open {
+            message.life = Life::Finished;
+        }
+        if again {
+            self.disorder("second_finish", "another finish reason for a message that had one");
+        }
+    }
+
+    /// The same, where a provider may say it with every piece: pieces may follow, and another reason too.
+    pub fn finish_reason_so_far(&mut self, key: u64, reason: FinishReason, raw: &str) {
+        if let Some(index) = self.at(key) {
+            self.end = self.end.max(End::Said);
+            self.messages[index].finish = Some((reason, raw.into()));
+        }
     }
 
     /// Closes message `key` for this reason, where a provider ends its messages long before the call they belong to.
@@ -441,7 +563,7 @@ impl Assembler {
     /// The provider begins anew instead of ending message `key`: withdraws what was shown, its open calls too, and closes
     /// it, empty.
     pub fn withdraw(&mut self, key: u64, reason: &str) {
-        let Some(index) = self.messages.iter().rposition(|message| message.key == key && !message.closed) else { return };
+        let Some(index) = self.messages.iter().rposition(|message| message.key == key && !message.is_closed()) else { return };
         for call in 0..self.calls.len() {
             if self.calls[call].message == key {
                 self.close_call(call, CallEnd::Withdrawn);
@@ -461,9 +583,10 @@ impl Assembler {
     fn close_at(&mut self, index: usize) {
         let error = self.error;
         let message = &mut self.messages[index];
-        if std::mem::replace(&mut message.closed, true) {
+        if message.is_closed() {
             return;
         }
+        message.life = Life::Closed;
         let (mut finish_reason, raw) = match &message.finish {
             Some((reason, raw)) => (*reason, (!raw.is_empty()).then(|| raw.clone())),
             None => (FinishReason::Unknown, None),
@@ -509,11 +632,18 @@ impl Assembler {
     /// A call under `key`, of message `message`. Id and name may come in any order and repeat; the start event goes out
     /// with the first arguments or at the end, once the name is known. A blank id is minted then.
     pub fn call(&mut self, key: u64, message: u64, id: &str, name: &str, kind: Kind) {
-        let index = self.call_at(key).unwrap_or_else(|| {
+        let index = if let Some(index) = self.call_at(key) {
+            index
+        } else {
             if message == NO_MESSAGE {
                 self.round_start();
             } else {
-                self.at(message);
+                // A message's text may be whole long before its calls begin; its end is another thing.
+                match self.at(message) {
+                    Some(index) if self.messages[index].finish.is_none() || self.messages[index].is_closed() => {}
+                    _ if self.at_piece(message).is_some() => {}
+                    _ => return,
+                }
             }
             self.open_calls.insert(key, self.calls.len());
             self.calls.push(Call {
@@ -529,7 +659,7 @@ impl Assembler {
                 free_text: false,
             });
             self.calls.len() - 1
-        });
+        };
         let call = &mut self.calls[index];
         if call.id.is_empty() && !id.is_empty() {
             call.id = Arc::from(id);
@@ -566,9 +696,9 @@ impl Assembler {
             self.calls[index].id = self.mint("call");
         }
         self.call_ids.insert(self.calls[index].id.clone());
-        self.answered.remove(&self.calls[index].id);
+        self.progress.insert(self.calls[index].id.clone(), Told::Start(index));
         let message = self.calls[index].message;
-        let message = (message != NO_MESSAGE).then(|| self.at(message));
+        let message = (message != NO_MESSAGE).then(|| self.at(message)).flatten();
         let call = &mut self.calls[index];
         call.started = true;
         let reference = CallRef { call_id: call.id.clone(), name: call.name.as_str().into() };
@@ -594,7 +724,7 @@ impl Assembler {
     pub fn arguments(&mut self, key: u64, piece: &str) {
         let Some(index) = self.call_at(key) else {
             if !piece.is_empty() {
-                self.warning("stray_arguments", "arguments for a call that is not open");
+                self.disorder("stray_arguments", "arguments for a call that is not open");
             }
             return;
         };
@@ -670,6 +800,7 @@ impl Assembler {
         };
         let message_id = self.message_id(self.calls[index].message);
         let call = &self.calls[index];
+        self.progress.insert(call.id.clone(), Told::Whole);
         let whole = ToolCall {
             call_id: call.id.clone(),
             name: call.name.as_str().into(),
@@ -689,20 +820,48 @@ impl Assembler {
         }
     }
 
-    /// What a tool that the provider ran gave back.
+    /// What a tool that the provider ran gave back: closes its call where that is still open.
     pub fn tool_result(&mut self, call_id: &str, name: Option<&str>, output: Option<Json>, is_error: bool, status: &str) {
-        self.round_start();
-        let id: Id = Arc::from(call_id);
-        if !id.is_empty() && !self.answered.insert(id.clone()) {
-            return self.warning("second_result", "a tool call was answered twice; the first answer stands");
+        if !self.is_over() {
+            self.round_start();
         }
-        let result = ToolResult { call_id: id, output, is_error, status: status.into(), name: name.map(Text::from) };
-        self.out.push(result.into());
+        let call_id = match self.progress.get_key_value(call_id).map(|(id, told)| (id.clone(), *told)) {
+            Some((_, Told::Result)) => return self.disorder("second_result", "a second result for one call; it is dropped"),
+            Some((id, Told::Start(index))) => {
+                self.close_call(index, CallEnd::Whole);
+                id
+            }
+            Some((id, Told::Whole)) => id,
+            None => self.unsaid_call(call_id, name.unwrap_or_default()),
+        };
+        self.progress.insert(call_id.clone(), Told::Result);
+        self.out.push(ToolResult { call_id, output, is_error, status: status.into(), name: name.map(Text::from) }.into());
+    }
+
+    /// Says the call that a result answers and that the provider never made: only it can have made it, and nobody knows with what.
+    fn unsaid_call(&mut self, call_id: &str, name: &str) -> Id {
+        self.disorder("result_without_call", "a result for a call that never began; the call is put before it");
+        let call_id: Id = if call_id.is_empty() { self.mint("call") } else { Arc::from(call_id) };
+        let (kind, name) = (Kind::Server, Text::from(if name.is_empty() { "unknown" } else { name }));
+        self.out.push(ToolCallStart { call_id: call_id.clone(), name: name.clone(), kind, message_id: None }.into());
+        let call = ToolCall {
+            call_id: call_id.clone(),
+            name,
+            arguments: None,
+            arguments_raw: Text::default(),
+            arguments_error: Some("the call never came".into()),
+            kind,
+            message_id: None,
+        };
+        self.out.push(call.into());
+        call_id
     }
 
     /// A piece of what a running tool prints.
     pub fn tool_output(&mut self, call_id: &Id, piece: &str) {
-        if !piece.is_empty() {
+        if self.progress.get(call_id) == Some(&Told::Result) {
+            self.disorder("late_delta", "output of a tool after its result; it is dropped");
+        } else if !piece.is_empty() {
             self.out.push(ToolOutputDelta { call_id: call_id.clone(), text: piece.into() }.into());
         }
     }
@@ -783,6 +942,18 @@ impl Assembler {
         self.out.push(Warning { code: code.into(), message: message.into(), raw: None }.into());
     }
 
+    /// What came was not in order, and has been repaired: a warning under a code of [`DISORDER`]; a strict driver refuses it.
+    pub fn disorder(&mut self, code: &'static str, message: &str) {
+        debug_assert!(DISORDER.contains(&code), "{code} is on the list");
+        self.disorder = Some(code);
+        self.warning(code, message);
+    }
+
+    /// What was out of order since the last call, if anything was.
+    pub fn take_disorder(&mut self) -> Option<&'static str> {
+        self.disorder.take()
+    }
+
     /// An event that changes nothing of what is being put together.
     pub(super) fn emit(&mut self, event: impl Into<Payload>) {
         self.out.push(event.into());
@@ -837,7 +1008,7 @@ impl Assembler {
 
     /// The bytes have ended: says so when they ended too early, and closes what is open.
     pub fn finish(&mut self) {
-        let unfinished = || self.messages.iter().any(|message| message.finish.is_none() && !message.closed);
+        let unfinished = || self.messages.iter().any(|message| message.finish.is_none() && !message.is_closed());
         // Several answers at once: the end of one is not the end of all.
         if self.end == End::Open || (self.end == End::Said && !self.error && unfinished()) {
             let message = "the stream ended before the provider said that it was done";
@@ -847,7 +1018,7 @@ impl Assembler {
                     .into(),
             );
         }
-        self.round_end();
+        self.close_round(None);
         self.stage_end("incomplete");
     }
 }

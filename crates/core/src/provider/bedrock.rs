@@ -187,6 +187,7 @@ impl Bedrock {
                     self.thinking = None;
                     self.thoughts = 0;
                 }
+                out.round_start();
                 out.open(self.message, "", None);
                 Ok(())
             }

@@ -22,7 +22,7 @@ use super::lax::text_of;
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::{write_str, write_u64};
-use crate::event::{File, FinishReason, Id, Json, Kind, Text, ToolResult, Warning};
+use crate::event::{File, FinishReason, Id, Json, Kind, Text, Warning};
 use crate::frame::Frame;
 
 /// Notifications and requests that have no word of their own and pass under their names. Any other is unknown.
@@ -614,7 +614,8 @@ impl Codex {
                 Ok(())
             }
             What::Tool(kind) => {
-                if !self.items.contains_key(&*id) {
+                // Known as something else: its start was of a kind that nobody knows.
+                if !self.items.get(&*id).is_some_and(|known| matches!(known.what, What::Tool(_))) {
                     self.tool_start(&id, kind, item, out)?;
                 }
                 self.tool_end(&id, kind, item, out)
@@ -742,6 +743,7 @@ impl Codex {
 
     fn tool_open(&mut self, id: &str, kind: Kind, name: &str, out: &mut Assembler) -> (u64, Id) {
         let known = self.add(id, What::Tool(kind));
+        known.what = What::Tool(kind);
         let key = known.key;
         out.call(key, NO_MESSAGE, id, if name.is_empty() { "tool" } else { name }, kind);
         known.call_id = out.call_id(key).unwrap_or_else(|| Id::from(id));
@@ -977,7 +979,7 @@ fn command_output(whole: &str, exit_code: Option<&RawValue>, truncated: bool, re
 
 /// The end of a tool that may have outlived its turn: no round begins for it.
 fn result(item: &Item, output: Option<Json>, is_error: bool, status: &str, out: &mut Assembler) {
-    out.emit(ToolResult { call_id: item.call_id.clone(), output, is_error, status: status.into(), name: None });
+    out.tool_result(&item.call_id, None, output, is_error, status);
 }
 
 fn image(item: &Fields<'_>, out: &mut Assembler) {
@@ -1338,6 +1340,18 @@ mod tests {
         assert_eq!((all!(events, ToolCallStart).len(), all!(events, ToolCall).len()), (1, 1));
         let result = all!(events, ToolResult)[0];
         assert_eq!((&*result.status, result.is_error), ("declined", true));
+    }
+
+    #[test]
+    fn a_call_that_began_as_something_else_begins_before_its_result() {
+        let odd = r#"{"type":"hologram","id":"c1","command":"ls"}"#;
+        let end = command_done(r#""a""#, "completed");
+        let id = end.split(r#""id":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        let events = read(&[begin(), started(&odd.replace("c1", id)), end.clone(), done("completed")]);
+        let kinds: Vec<&str> =
+            events.iter().map(Payload::kind).filter(|kind| matches!(*kind, "tool_call" | "tool_result")).collect();
+        assert_eq!(kinds, ["tool_call", "tool_result"]);
+        assert!(codes(&events).is_empty());
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Cohere {
                 if out.is_open(MESSAGE) {
                     self.end(out);
                 }
+                out.round_start();
                 out.open(MESSAGE, &object.text("id"), None);
                 Ok(())
             }
@@ -187,6 +188,7 @@ impl Cohere {
     fn version_1(&mut self, event: &Object<'_>, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
         match &*event.text("event_type") {
             "stream-start" => {
+                out.round_start();
                 out.open(MESSAGE, &event.text("generation_id"), None);
                 Ok(())
             }

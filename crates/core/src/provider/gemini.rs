@@ -234,7 +234,7 @@ impl Gemini {
         let raw = candidate.finish_reason.as_str();
         if !matches!(raw, "" | "0" | "FINISH_REASON_UNSPECIFIED") {
             self.answers[index as usize].finished = true;
-            out.finish_reason(index, finish_reason(raw), raw);
+            out.finish_reason_so_far(index, finish_reason(raw), raw);
         }
         if let Some(raw) = candidate.grounding {
             self.grounding(index, &Object::from_raw(raw)?, out)?;
@@ -318,7 +318,7 @@ impl Gemini {
         }
         let Some((key, arguments)) = &mut answer.open else {
             if call.args.is_some() || call.partial.here {
-                out.warning("stray_arguments", "arguments for a call that is not open");
+                out.disorder("stray_arguments", "arguments for a call that is not open");
             }
             return None;
         };
@@ -421,7 +421,7 @@ impl Gemini {
         // The prompt was blocked: there is no candidate, and so no finish reason of one.
         self.open(0, out);
         self.answers[0].finished = true;
-        out.finish_reason(0, FinishReason::ContentFilter, "");
+        out.finish_reason_so_far(0, FinishReason::ContentFilter, "");
         pass("promptFeedback", raw, out)
     }
 

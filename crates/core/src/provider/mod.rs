@@ -35,7 +35,7 @@ mod wire;
 
 use crate::frame::{Frame, FrameError};
 
-pub use assemble::{Assembler, UsageCounts};
+pub use assemble::{Assembler, DISORDER, UsageCounts};
 pub use echo::Piece;
 pub use normalizer::{Normalizer, Options};
 

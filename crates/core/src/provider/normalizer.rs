@@ -19,7 +19,7 @@ const ECHO_CREDIT: u8 = 16;
 /// How a [`Normalizer`] reads.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// A broken frame, or one of an unknown kind, is an error instead of a warning.
+    /// A broken frame, one of an unknown kind or one out of order is an error instead of a warning.
     pub strict: bool,
     /// Stands in every minted id: makes them unique where several streams meet in one log.
     pub id_prefix: String,
@@ -177,11 +177,12 @@ impl Core {
             self.echo = Echo::learn(frame, heard, machine.noise());
         }
         self.good |= taken.is_ok();
-        let unknown = self.out.take_unknown();
-        let fault = match (taken, unknown) {
-            (Err(Malformed(message)), _) => Some(message),
-            (Ok(()), Some(kind)) if self.strict => Some(format!("unknown kind {kind:?}")),
-            (Ok(()), _) => None,
+        let (unknown, disorder) = (self.out.take_unknown(), self.out.take_disorder());
+        let fault = match (taken, unknown, disorder) {
+            (Err(Malformed(message)), ..) => Some(message),
+            (Ok(()), Some(kind), _) if self.strict => Some(format!("unknown kind {kind:?}")),
+            (Ok(()), _, Some(code)) if self.strict => Some(format!("out of order: {code}")),
+            (Ok(()), ..) => None,
         };
         if let Some(message) = fault {
             if self.strict {

@@ -94,6 +94,7 @@ impl Provider for Ollama {
         }
         if std::mem::take(&mut self.done) {
             out.round_end();
+            out.round_start();
         }
         out.model(line.model.as_str());
         out.open(0, "", None);

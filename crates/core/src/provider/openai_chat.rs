@@ -299,8 +299,11 @@ impl OpenAiChat {
         if text == "[DONE]" {
             self.say_metadata(out);
             *self = Self { next_call: self.next_call, ..Self::default() };
-            out.mark_ended();
-            out.round_end();
+            // Proxies in a row each say it.
+            if !out.is_over() {
+                out.mark_ended();
+                out.round_end();
+            }
             return Ok(());
         }
         if event == "error" && !text.starts_with('{') {
@@ -466,7 +469,7 @@ impl OpenAiChat {
     fn call(&mut self, index: u64, call: Call<'_>, out: &mut Assembler) {
         let (id, name) = (call.id.as_str(), call.function.name.as_str());
         let Some(key) = self.call_key(index, call.index, id, name, out) else {
-            out.warning("stray_arguments", "arguments for a call that never began");
+            out.disorder("stray_arguments", "arguments for a call that never began");
             return;
         };
         self.answers[index as usize].last_call = Some(key);

@@ -409,6 +409,7 @@ impl OpenAiResponses {
             out.text_whole(message, &text);
         }
         self.refuse(index, &refusal, out);
+        out.seal(message);
         if !self.item(index).cited {
             for annotation in annotations {
                 self.cite(index, annotation, out)?;

@@ -96,6 +96,7 @@ fn seldom(kind: &str, index: u64, frame: &Frame<'_>, out: &mut Assembler) -> Res
             pass(kind, raw, out)
         }
         "response.created" => {
+            out.round_start();
             out.open(MESSAGE, &event.object("response").text("id"), None);
             Ok(())
         }
