@@ -11,7 +11,6 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyList, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::encode::native::FrameStream;
-use turnstream_core::event::Class;
 use turnstream_core::reader::{self as core, Item, Poll};
 
 use crate::bell::{check_fork, generation};
