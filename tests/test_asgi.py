@@ -890,10 +890,10 @@ async def test_a_failure_of_ours_is_a_500_in_json(
 ) -> None:
     application = app(hub)
 
-    async def status(request: object) -> None:
+    def find(request: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(application, "status", status)
+    monkeypatch.setattr(application, "find", find)
     response = await http.get(f"{serve(application)}/sessions/s")
     assert (response.status_code, code(response)) == (500, "internal")
     assert "secret" not in response.text

@@ -64,9 +64,9 @@ def router(
             route.path,
             endpoint,
             methods=[route.method],
-            name=route.handler,
+            name=route.name,
             summary=route.summary,
-            status_code=_SUCCESS.get(route.handler, 200),
+            status_code=_SUCCESS.get(route.name, 200),
             response_class=Response,
             responses=_responses(route),
             openapi_extra=_openapi(route),
@@ -133,15 +133,15 @@ _QUERY: dict[str, dict[str, Any]] = {
 
 
 def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
-    codes = (401, 403, *_ERRORS_OF.get(route.handler, (404,)))
+    codes = (401, 403, *_ERRORS_OF.get(route.name, (404,)))
     content = {"application/json": {"schema": _ERROR_SCHEMA}}
     found: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         found[code] = {"description": _ERRORS[code], "content": content}
-    if route.handler == "events":
+    if route.name == "events":
         found[200] = {"description": "the stream", "content": {"text/event-stream": {}, "application/x-ndjson": {}}}
         found[204] = {"description": "nothing can follow the cursor"}
-    if route.handler == "result":
+    if route.name == "result":
         found[202] = {"description": "no turn has ended yet"}
     return found
 
@@ -150,14 +150,14 @@ def _openapi(route: Route) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": []}
     if "{session_id}" in route.path:
         found["parameters"].append({"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}})
-    if route.handler == "events":
+    if route.name == "events":
         defaults = StreamQuery._field_defaults
         for name, schema in _QUERY.items():
             default = {} if defaults[name] is None else {"default": defaults[name]}
             found["parameters"].append({"name": name, "in": "query", "schema": schema | default})
         found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
-    if route.handler in _BODIES:
-        properties, required = _BODIES[route.handler]
+    if route.name in _BODIES:
+        properties, required = _BODIES[route.name]
         schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})
         found["requestBody"] = {"required": bool(required), "content": {"application/json": {"schema": schema}}}
     return found

@@ -1,0 +1,199 @@
+"""The ASGI application: routing, the auth hook, errors, and the life of what it serves.
+
+Owns the way of a request to its handler and back. Refuses to know what a handler does.
+
+Invariants: 1. whatever is wrong with a request is said in typed JSON before the first frame; 2. when the process is
+told to stop, no stream keeps the server from stopping.
+"""
+
+import asyncio
+import inspect
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+from turnstream._native import Hub, Session
+from turnstream._run import Agent, Runner
+from turnstream.asgi import sessions
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, text_field
+from turnstream.asgi.route import SESSION_ID, Route
+from turnstream.asgi.shutdown import before_stop_signals
+from turnstream.asgi.stream import Streams
+from turnstream.errors import TurnstreamError
+
+Auth: TypeAlias = Callable[[Scope], Any]
+"""Says who asks, sync or async: None, or anything empty, is a 401, an exception a 403 or what its HTTPError says. The
+scope holds the route's parameters as `path_params`."""
+
+MAX_BODY_BYTES = 1 << 20
+"""The largest request body, unless told."""
+
+ROUTES: tuple[Route, ...] = (*sessions.ROUTES,)
+
+_PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in ROUTES]
+
+log: logging.Logger = logging.getLogger("turnstream")
+
+
+class App:
+    """The ASGI application; see `app`. Belongs to the loop that serves it."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        agent: Agent | None,
+        *,
+        auth: Auth | None,
+        listing: bool,
+        heartbeat_s: float,
+        retry_ms: int | None,
+        max_body_bytes: int,
+    ) -> None:
+        self.hub = hub
+        self._runner = None if agent is None else Runner(agent)
+        self._auth = auth
+        self._listing = listing
+        self.heartbeat_s = heartbeat_s
+        self.retry_ms = retry_ms
+        self._max_body_bytes = max_body_bytes
+        self.streams = Streams()
+
+    # the life of the application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            async with self.lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["type"] == "http":
+            await self._route(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close"})
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """What a server runs around the application. At its end, or when the process is told to stop: `shutdown`."""
+        self.streams.closing = False
+        loop = asyncio.get_running_loop()
+        stopping: list[asyncio.Task[None]] = []
+        with before_stop_signals(loop, lambda: stopping.append(loop.create_task(self.shutdown()))):
+            try:
+                yield
+            finally:
+                await asyncio.gather(self.shutdown(), *stopping)
+
+    async def shutdown(self) -> None:
+        """Cancels the running turns, then ends the streams. Takes at most GRACE_S + DRAIN_S; may be called again."""
+        self.streams.closing = True
+        if self._runner is not None:
+            await self._runner.close()
+        await self.streams.close()
+
+    # the way of a request
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        allowed: set[str] = set()
+        for pattern, route in _PATTERNS:
+            if (found := pattern.fullmatch(path)) is None or not self.has(route):
+                continue
+            if scope["method"] == route.method or (scope["method"] == "HEAD" and route.method == "GET"):
+                scope["path_params"] = found.groupdict()
+                await self.respond(route, scope, receive, send)
+                return
+            allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
+        answer = Answer.error(HTTPError(404, "not_found", "no such path"))
+        if allowed:
+            headers = {"allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
+            if scope["method"] == "OPTIONS":
+                answer = Answer(204, headers=headers)
+            else:
+                error = HTTPError(405, "method_not_allowed", f"this path knows {headers['allow']}", headers=headers)
+                answer = Answer.error(error)
+        await answer(scope, receive, send)
+
+    def has(self, route: Route) -> bool:
+        """Whether the route is switched on."""
+        return self._listing or route.name != "list_sessions"
+
+    async def respond(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request whose route is known and whose `path_params` are in its scope."""
+        answer: ASGIApp
+        try:
+            await self._authorize(scope)
+            answer = await route.handler(self, Request(scope, receive, self._max_body_bytes))
+        except HTTPError as error:
+            answer = Answer.error(error)
+        except TurnstreamError as error:
+            answer = Answer.error(HTTPError.of(error))
+        except ConnectionAbortedError:
+            return
+        except Exception:
+            log.exception("%s %s", scope["method"], route.path)
+            answer = Answer.error(HTTPError(500, "internal", "the server failed; its log says how"))
+        await answer(scope, receive, send)
+
+    async def _authorize(self, scope: Scope) -> None:
+        if self._auth is None:
+            return
+        try:
+            principal = self._auth(scope)
+            if inspect.isawaitable(principal):
+                principal = await principal
+        except HTTPError:
+            raise
+        except Exception as error:
+            if not isinstance(error, PermissionError):
+                log.exception("the auth hook failed; the request is refused")
+            raise HTTPError(403, "forbidden", "not allowed") from None
+        if not principal:
+            raise HTTPError(401, "unauthorized", "say who you are", headers={"www-authenticate": "Bearer"})
+
+    def find(self, request: Request) -> Session:
+        session_id = request.scope["path_params"]["session_id"]
+        if SESSION_ID.fullmatch(session_id) is None:
+            raise HTTPError(404, "unknown_session", "no session has such an id")
+        return self.hub.find(session_id)
+
+    def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        if self._runner is None:
+            raise HTTPError(501, "no_agent", "this server runs no agent")
+        if self.streams.closing:
+            raise HTTPError(503, "shutting_down", "the server is shutting down")
+        started = self._runner.start(
+            session, body["input"], client_id=text_field(body, "client_id"), metadata=body.get("metadata")
+        )
+        return started._asdict()
+
+
+def app(
+    hub: Hub,
+    agent: Agent | None = None,
+    *,
+    auth: Auth | None = None,
+    listing: bool = False,
+    heartbeat_s: float = 10.0,
+    retry_ms: int | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> App:
+    """All routes over `hub` as one ASGI application, to be served or mounted.
+
+    `agent` runs for each turn that a client starts; without one the application only shows. `auth` is asked before
+    every route. `listing` switches `GET /sessions` on: a session's id is what lets a client read it, so a list of them
+    opens all. Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful
+    shutdown (uvicorn's `timeout_graceful_shutdown`).
+    """
+    return App(
+        hub,
+        agent,
+        auth=auth,
+        listing=listing,
+        heartbeat_s=heartbeat_s,
+        retry_ms=retry_ms,
+        max_body_bytes=max_body_bytes,
+    )

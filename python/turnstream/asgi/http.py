@@ -1,0 +1,135 @@
+"""HTTP over plain ASGI: errors as typed JSON, whole answers, and the reading of a request's body.
+
+Owns what every route shares. Refuses to know sessions and routes.
+
+Invariants: 1. whatever is wrong with a request is said in typed JSON, `{"error": {"code", "message", …}}`; 2. no body
+is read beyond its limit.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any, Self, TypeAlias
+
+from turnstream.errors import (
+    Conflict,
+    CursorError,
+    CursorExpired,
+    PayloadError,
+    SessionClosed,
+    TurnActive,
+    TurnEnded,
+    TurnstreamError,
+    UnknownSession,
+)
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+_STATUS: dict[type[TurnstreamError], int] = {
+    CursorError: 400,
+    UnknownSession: 404,
+    TurnActive: 409,
+    TurnEnded: 409,
+    Conflict: 409,
+    SessionClosed: 409,
+    CursorExpired: 410,
+    PayloadError: 422,
+}
+
+
+class HTTPError(Exception):
+    """A request to be answered with an error: `{"error": {"code", "message", …extra}}`. An `auth` hook may raise it."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None, **extra: Any
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers: dict[str, str] = dict(headers or {})
+        self.extra = extra
+
+    @classmethod
+    def of(cls, error: TurnstreamError, **extra: Any) -> Self:
+        """What the core refused, as HTTP says it."""
+        status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+        return cls(status, error.code, str(error.args[0]) if error.args else error.code, **extra)
+
+
+class Answer:
+    """A whole response, sent at once."""
+
+    def __init__(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> None:
+        self.status = status
+        self.body = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        self.headers: Headers = [(b"cache-control", b"no-store")]
+        self.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        if body is not None:
+            self.headers.append((b"content-type", b"application/json"))
+        if status != 204:
+            self.headers.append((b"content-length", b"%d" % len(self.body)))
+
+    @classmethod
+    def error(cls, error: HTTPError) -> Self:
+        return cls(error.status, {"error": {"code": error.code, "message": str(error), **error.extra}}, error.headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b"" if scope["method"] == "HEAD" else self.body
+        with suppress(OSError):  # a client that has left (ASGI 2.4)
+            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            await send({"type": "http.response.body", "body": body})
+
+
+def header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1").strip() for key, value in scope["headers"] if key == name), "")
+
+
+class Request:
+    """What a handler needs of a request."""
+
+    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._max_body_bytes = max_body_bytes
+
+    async def json(self) -> dict[str, Any]:
+        """The body, a JSON object; none is an empty one."""
+        body = await self._body()
+        if not body.strip():
+            return {}
+        try:
+            value = json.loads(body, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise HTTPError(400, "bad_json", f"the body is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise HTTPError(422, "bad_body", "the body is a JSON object")
+        return value
+
+    async def _body(self) -> bytes:
+        body = bytearray()
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionAbortedError("the client left before its body was whole")
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._max_body_bytes:
+                raise HTTPError(413, "body_too_long", f"the body is longer than {self._max_body_bytes} bytes")
+        return bytes(body)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def text_field(body: dict[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256):
+        raise HTTPError(422, "bad_body", f"{name} is a text of 1 to 256 characters", parameter=name)
+    return value

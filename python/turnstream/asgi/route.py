@@ -1,0 +1,29 @@
+"""What a route is: one method of one path, and the function that answers it."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from turnstream.asgi.http import ASGIApp, Request
+
+if TYPE_CHECKING:
+    from turnstream.asgi.app import App
+
+SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+Handler: TypeAlias = "Callable[[App, Request], Awaitable[ASGIApp]]"
+"""Reads the request and gives what sends the answer."""
+
+
+class Route(NamedTuple):
+    """One method of one path template."""
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    handler: Handler
+    summary: str
+
+    @property
+    def name(self) -> str:
+        """The handler's name."""
+        return self.handler.__name__

@@ -1,0 +1,116 @@
+"""The routes of sessions: make, start, follow, look, cancel, delete.
+
+Invariants: 1. a handler gives an ASGI application and sends nothing itself; 2. what is wrong with a request is an
+HTTPError before anything starts.
+"""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from turnstream._native import Session
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, text_field
+from turnstream.asgi.route import SESSION_ID, Route
+from turnstream.asgi.stream import EventStream
+from turnstream.errors import UnknownSession
+
+if TYPE_CHECKING:
+    from turnstream.asgi.app import App
+
+LISTED = 100
+"""How many sessions the list holds, the latest first."""
+
+
+async def create(app: "App", request: Request) -> ASGIApp:
+    """201 `{"session_id", "turn", "cursor"}`; `turn` is null when there was no input."""
+    body = await request.json()
+    session_id = text_field(body, "session_id")
+    if session_id is not None:
+        if SESSION_ID.fullmatch(session_id) is None:
+            raise HTTPError(422, "bad_session_id", "an id is 1 to 128 of A-Z a-z 0-9 _ - and, not first, .")
+        with suppress(UnknownSession):
+            app.hub.find(session_id)
+            raise HTTPError(409, "session_exists", "a session of that id exists", session_id=session_id)
+    session = app.hub.session(session_id)
+    started: dict[str, Any] = {"turn": None, "cursor": session.cursor}
+    if body.get("input") is not None:
+        try:
+            started = app.start(session, body)
+        except BaseException:
+            app.hub.delete(session.id)
+            raise
+    elif body.get("metadata") is not None:
+        session.emitter()("custom", {"name": "session_metadata", "data": body["metadata"]})
+    return Answer(201, {"session_id": session.id, **started}, {"location": _url(request, session)})
+
+
+def _url(request: Request, session: Session) -> str:
+    path: str = request.scope["path"]
+    return f"{path}/{session.id}" if path.isascii() and path.isprintable() else session.id
+
+
+async def list_sessions(app: "App", request: Request) -> ASGIApp:
+    """200 `{"sessions": [status, …]}`, the latest first."""
+    return Answer(200, {"sessions": [session.status() for session in app.hub.sessions()[:LISTED]]})
+
+
+async def status(app: "App", request: Request) -> ASGIApp:
+    """200 with the session's status."""
+    return Answer(200, app.find(request).status())
+
+
+async def delete(app: "App", request: Request) -> ASGIApp:
+    """204; a running turn is cancelled."""
+    app.hub.delete(app.find(request).id)
+    return Answer(204)
+
+
+async def start_turn(app: "App", request: Request) -> ASGIApp:
+    """202 `{"turn", "cursor"}`: the turn's events come after the cursor."""
+    session = app.find(request)
+    body = await request.json()
+    if body.get("input") is None:
+        raise HTTPError(422, "bad_body", "a turn has an input", parameter="input")
+    return Answer(202, app.start(session, body))
+
+
+async def events(app: "App", request: Request) -> ASGIApp:
+    """200 with the stream, 204 when nothing can follow the cursor; see EventStream."""
+    return EventStream(app.find(request), heartbeat_s=app.heartbeat_s, retry_ms=app.retry_ms, streams=app.streams)
+
+
+async def messages(app: "App", request: Request) -> ASGIApp:
+    """200 `{"messages": […]}`."""
+    return Answer(200, {"messages": app.find(request).messages()})
+
+
+async def result(app: "App", request: Request) -> ASGIApp:
+    """200 with the last turn's completion; 202 `{"state", "turn"}` while there is none."""
+    session = app.find(request)
+    if (result := session.result()) is not None:
+        return Answer(200, result)
+    status = session.status()
+    return Answer(202, {"state": status["state"], "turn": status["turn"]})
+
+
+async def cancel(app: "App", request: Request) -> ASGIApp:
+    """202 `{"state", "turn"}`, also for a turn that was cancelled before; 409 when it has ended otherwise."""
+    session = app.find(request)
+    reason = text_field(await request.json(), "reason")
+    await session.cancel(reason or "cancelled")
+    status = session.status()
+    if status["state"] != "cancelled":
+        raise HTTPError(409, "turn_ended", "no turn is running", state=status["state"], turn=status["turn"])
+    return Answer(202, {"state": "cancelled", "turn": status["turn"]})
+
+
+ROUTES = (
+    Route("POST", "/sessions", create, "Make a session; with an input, start its first turn"),
+    Route("GET", "/sessions", list_sessions, "The latest sessions' status"),
+    Route("GET", "/sessions/{session_id}", status, "Where a session stands"),
+    Route("DELETE", "/sessions/{session_id}", delete, "End a session and forget it"),
+    Route("POST", "/sessions/{session_id}/turns", start_turn, "Start a turn"),
+    Route("GET", "/sessions/{session_id}/events", events, "Follow the events, as server-sent events or NDJSON"),
+    Route("GET", "/sessions/{session_id}/messages", messages, "What was said so far, partial text included"),
+    Route("GET", "/sessions/{session_id}/result", result, "The last turn's completion"),
+    Route("POST", "/sessions/{session_id}/cancel", cancel, "Stop the running turn"),
+)
