@@ -156,6 +156,11 @@ impl Normalizer {
         }
     }
 
+    /// What has been put out since it was taken last.
+    pub fn pending(&mut self) -> &mut Vec<Payload> {
+        self.core.out.pending()
+    }
+
     /// Takes the payloads since the last call.
     pub fn drain(&mut self) -> std::vec::Drain<'_, Payload> {
         self.core.out.drain()

@@ -27,7 +27,7 @@ use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
 pub use turn::{Ending, Started, TurnOptions};
 
-use crate::event::{Context, Json, Payload, PayloadError, Status};
+use crate::event::{Class, Context, Json, Payload, PayloadError, Status};
 use crate::sync::{AtomicU64, Mutex};
 
 /// How much a session keeps.
@@ -117,6 +117,21 @@ pub struct Statistics {
 /// Unix time in milliseconds.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
+
+/// How old the kernel's last tick can be: 100 of them a second at the least.
+const TICK_MS: u64 = 10;
+
+/// Unix time in milliseconds as of the kernel's last tick: mostly up to 4 ms old, and a fifth of the price (21 ns; 4).
+#[cfg(target_os = "linux")]
+fn tick_ms() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    time.tv_sec.cast_unsigned() * 1000 + time.tv_nsec.cast_unsigned() / 1_000_000
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tick_ms() -> u64 {
+    now_ms()
 }
 
 /// How far a reader that paces the producer has come.
@@ -222,9 +237,14 @@ impl Session {
 
     /// Runs `change` under the lock and wakes whoever waited, after it.
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        self.change_at(now_ms(), change)
+    }
+
+    fn change_at<T>(&self, now: u64, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.inner.lock();
         let before = inner.log.head;
-        inner.now = now_ms();
+        // The tick may be behind an exact time that was taken before it. What is further behind, somebody has set.
+        inner.now = if inner.now.wrapping_sub(now) <= TICK_MS { inner.now } else { now };
         let result = change(&mut inner);
         let changed = inner.log.head != before || inner.closed;
         let waiters = if changed && !inner.waiters.is_empty() { inner.take_waiters() } else { Vec::new() };
@@ -246,22 +266,34 @@ impl Session {
         })
     }
 
-    /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken.
-    pub fn emit_all(&self, turn: u32, payloads: impl Iterator<Item = Payload>) -> Result<usize, SessionError> {
-        self.change(|inner| {
+    /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken; none is left.
+    pub fn emit_all(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
+        // A delta's time is the last tick's: nobody sets a watch by it.
+        let deltas = payloads.iter().all(|payload| payload.class() == Class::Delta);
+        let emitted = self.change_at(if deltas { tick_ms() } else { now_ms() }, |inner| {
             let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
-            for payload in payloads {
-                match &mut emitted {
-                    Ok(count) => match inner.admit(&self.id, turn, payload, None) {
-                        Ok(_) => *count += 1,
-                        Err(error) => emitted = Err(error),
-                    },
-                    Err(_) => break,
+            // From the back, and a delta is looked at where it lies: it is copied once, to where it stays. A copy on the
+            // way is read in other widths than it was written, and waits for that (20 ns of a delta's 240).
+            payloads.reverse();
+            while let (Ok(count), Some(last)) = (&mut emitted, payloads.last_mut()) {
+                let delta = last.class() == Class::Delta;
+                let taken = !delta || inner.takes_delta(turn, last);
+                let payload = payloads.swap_remove(payloads.len() - 1);
+                if !taken {
+                    drop(payload);
+                } else if delta {
+                    inner.push_delta(turn, payload, None);
+                } else if let Err(error) = inner.admit(&self.id, turn, payload, None) {
+                    emitted = Err(error);
+                    continue;
                 }
+                *count += 1;
             }
             inner.settle();
             emitted
-        })
+        });
+        payloads.clear();
+        emitted
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
