@@ -14,6 +14,10 @@ impl Join for Number {
     fn join(&mut self, _next: &Self) -> bool {
         false
     }
+
+    fn gap(_first: u64, _last: u64) -> Self {
+        unreachable!("no model drops")
+    }
 }
 
 /// One waiter's bell. A waiter that is never called is a deadlock, which loom reports.
