@@ -173,6 +173,8 @@ class Stream(Generic[T]):
         """Waits for news, or for the loop's time `until`."""
         self._pump.start()
         box = self._box
+        if box.over:  # there was nothing to start
+            return
         try:
             await box.news(until)
         except asyncio.CancelledError:
