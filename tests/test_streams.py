@@ -153,7 +153,7 @@ async def test_edge_28_one_delta_that_is_too_long_is_split() -> None:
 async def test_edge_29_a_full_queue_does_what_it_says_and_leaves_a_gap(overflow: Any) -> None:
     queue: ts.EventQueue[Any] = ts.EventQueue(2, overflow, gaps=True, warn_interval_s=3600)
     items: list[Any] = [tool(str(n)) for n in range(5)]
-    put = []
+    put: list[bool | None] = []
     for item in items[:2]:
         put.append(queue.put_nowait(item))
     for item in items[2:]:
@@ -538,31 +538,32 @@ async def test_a_second_waiter_is_told() -> None:
     await stream.aclose()
 
 
-async def test_a_task_that_ends_in_a_cancelled_wait_frees_the_source_unless_another_reads_on() -> None:
-    async def gives_up(stream: AsyncIterator[Any], then: asyncio.Event) -> None:
+@pytest.mark.parametrize("handed_over", [True, False])
+async def test_a_task_that_ends_in_a_cancelled_wait_frees_the_source_unless_another_reads_on(handed_over: bool) -> None:
+    source, gave_up, then = Script(), asyncio.Event(), asyncio.Event()
+    stream = streams.merge(source)
+
+    async def gives_up() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await anext(stream)
+        gave_up.set()
         await then.wait()
 
-    for handed_over in (True, False):
-        source, then = Script(), asyncio.Event()
-        stream = streams.merge(source)
-        task = asyncio.ensure_future(gives_up(stream, then))
-        await until(lambda: source.asked == 1)
-        await asyncio.sleep(0.002)
-        if handed_over:
-            source.give(1)
-            assert await bounded(anext(stream)) == 1
-        then.set()
-        await bounded(task)
-        if handed_over:
-            source.give(2)
-            assert await bounded(anext(stream)) == 2
-            await stream.aclose()
-        else:
-            await until(lambda: source.closed == 1)
-            assert await collect(stream) == []
+    task = asyncio.ensure_future(gives_up())
+    await bounded(gave_up.wait())
+    if handed_over:
+        source.give(1)
+        assert await bounded(anext(stream)) == 1
+    then.set()
+    await bounded(task)
+    if handed_over:
+        source.give(2)
+        assert await bounded(anext(stream)) == 2
+        await stream.aclose()
+    else:
+        await until(lambda: source.closed == 1)
+        assert await collect(stream) == []
 
 
 async def test_what_closing_a_source_raises_is_said() -> None:
