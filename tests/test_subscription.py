@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -220,7 +219,7 @@ async def test_a_cancellation_that_a_callback_raises_is_its_failure(session: ts.
     session.emitter()("custom", name="x")
     await subscription.drain()
     assert subscription.active
-    assert subscription.failed == 1
+    assert (subscription.failed, session.head) == (2, 2)  # the warning of the first is an event too
     subscription.close()
 
 
@@ -320,9 +319,8 @@ async def test_a_callback_may_close_itself_and_may_not_wait_for_itself(session: 
     await subscription.drain()
     assert said == ["a callback cannot wait for itself"]
     assert subscription.delivered == 1
-    with pytest.raises(ts.WouldBlock):
-        session.subscribe(callback, after=None).wait_drained()
-    gc.collect()
+    with session.subscribe(print) as other, pytest.raises(ts.WouldBlock):
+        other.wait_drained()
 
 
 @pytest.mark.usefixtures("nothing_is_left")
@@ -332,11 +330,14 @@ async def test_an_exception_in_the_block_is_not_held_up_by_a_drain(session: ts.S
     async def stuck(event: ts.Event) -> None:
         await gate.wait()
 
-    session.emitter()("custom", name="x")
-    with pytest.raises(LookupError):
+    async def leave() -> None:
         async with asyncio.timeout(PATIENCE_S), session.subscribe(stuck):
             await asyncio.sleep(0)
             raise LookupError
+
+    session.emitter()("custom", name="x")
+    with pytest.raises(LookupError):
+        await leave()
     gate.set()
 
 
