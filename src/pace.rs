@@ -58,6 +58,11 @@ impl Gate {
         slf
     }
 
+    /// What `ensure_future` and `wait_for` iterate over.
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let mut inner = self.inner.try_lock().ok_or_else(Lag::busy)?;
         let (lag, waiter) = &mut *inner;

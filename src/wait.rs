@@ -201,7 +201,7 @@ impl Wake for Unpark {
 /// The end of a wait of `timeout` seconds, none for one without end.
 pub fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     let Some(seconds) = timeout else { return Ok(None) };
-    let wait = Duration::try_from_secs_f64(seconds.max(0.0))
+    let wait = Duration::try_from_secs_f64(if seconds < 0.0 { 0.0 } else { seconds })
         .map_err(|_| pyo3::exceptions::PyValueError::new_err("timeout: expected seconds, or None"))?;
     Ok(Instant::now().checked_add(wait))
 }
