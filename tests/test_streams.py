@@ -1,7 +1,9 @@
 """`turnstream.streams`: tools over async iterators. Nothing lost, nothing left; on both loops, in debug mode too."""
 
+import ast
 import asyncio
 import gc
+import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, nullcontext
@@ -11,6 +13,7 @@ import pytest
 from support import until
 
 import turnstream as ts
+from conftest import ROOT
 from turnstream import streams
 
 PATIENCE_S = 10.0
@@ -621,3 +624,17 @@ async def test_a_chain_is_freed_as_one() -> None:
 async def test_what_cannot_hold_anything_is_refused() -> None:
     with pytest.raises(ValueError, match="ahead"):
         streams.merge(Script(), ahead=0)
+
+
+async def test_the_code_in_the_documentation_runs() -> None:
+    page = (ROOT / "docs" / "streams.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        running = eval(compile(block, "docs/streams.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)
+        if running is not None:
+            await bounded(running)
+    assert names["shown"] == ["Hello world"]
+    assert names["pairs"] == [[0, 2], [4, 6], [8]]
+    assert sorted(names["both"]) == sorted([*range(5)] * 2)
+    assert names["last"].code == "stream_timeout"
+    assert names["seen"] == [8, 10]
