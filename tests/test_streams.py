@@ -394,6 +394,31 @@ async def test_merge_ends_all_with_the_first_error() -> None:
     assert (first.closed, second.closed) == (1, 1)
 
 
+async def test_merge_closes_the_others_before_anybody_hears_of_the_error() -> None:
+    first, second = Script().give(1), Script()
+    stream = streams.merge(first, second)
+    assert await bounded(anext(stream)) == 1
+    first.give(2).end(LookupError("broke"))
+    await until(lambda: second.closed == 1)
+    assert await until_error(stream) == [2]
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_wait_that_ends_early_leaves_no_timer() -> None:
+    def timers() -> int:
+        return sum(isinstance(one, asyncio.TimerHandle) and not one.cancelled() for one in gc.get_objects())
+
+    source = Script()
+    before = timers()
+    for stream in (streams.timeout(source, idle_s=3600, total_s=3600), streams.throttle(source, 3600)):
+        waiting = asyncio.ensure_future(anext(stream))
+        source.give(tool())
+        await bounded(waiting)
+        source.give(text("a"))
+        await stream.aclose()
+    assert timers() == before
+
+
 async def test_merge_is_fair_to_a_slow_source() -> None:
     async def forever() -> AsyncGenerator[str]:
         while True:
@@ -518,15 +543,23 @@ async def test_throttle_gives_full_chunks_before_the_interval_and_keeps_an_open_
 
 
 async def test_throttle_of_an_endless_source_flushes_by_time() -> None:
+    ran_away = False
+
     async def endless() -> AsyncGenerator[ts.TextDelta]:
-        while True:
+        nonlocal ran_away
+        for _ in range(200_000):
             yield text("x")
+        ran_away = True
 
     async with streams.throttle(endless(), 0.01, max_bytes=0, ahead=100) as stream:
         for _ in range(3):
             assert set((await bounded(anext(stream))).text) == {"x"}
         stream.close()
+        for _ in range(5):
+            await asyncio.sleep(0)  # the source is read on, to be counted, and this task still runs
         assert len(await collect(stream)) <= 1
+    assert stream.late > 0
+    assert not ran_away
 
 
 async def test_a_second_waiter_is_told() -> None:

@@ -68,16 +68,16 @@ class Subscription:
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._delivered = self._failed = self._dropped = 0
-        context = copy_context()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
+            context = copy_context()
             run = threading.Thread(
                 target=lambda: context.run(asyncio.run, self._run()), name="turnstream-subscription", daemon=True
             )
             run.start()
         else:
-            self._task = loop.create_task(self._run(), context=context)
+            self._task = loop.create_task(self._run())  # a task has a copy of its maker's context
 
     @property
     def delivered(self) -> int:
