@@ -10,6 +10,8 @@ from contextlib import aclosing, nullcontext
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import until
 
 import turnstream as ts
@@ -657,6 +659,34 @@ async def test_a_chain_is_freed_as_one() -> None:
 async def test_what_cannot_hold_anything_is_refused() -> None:
     with pytest.raises(ValueError, match="ahead"):
         streams.merge(Script(), ahead=0)
+
+
+PIECES = st.tuples(st.sampled_from(["m1", "m2"]), st.text("aé👩\u200d💻🇨🇭\u0301\r\n", max_size=5))
+
+
+@given(
+    script=st.lists(PIECES | st.just(None), max_size=30),
+    max_bytes=st.sampled_from([0, 1, 7, 40]),
+    interval_s=st.sampled_from([0.0, 3600.0]),
+)
+def test_throttle_changes_nothing_but_where_texts_are_cut(
+    script: list[tuple[str, str] | None], max_bytes: int, interval_s: float
+) -> None:
+    def whole(events: list[Any]) -> list[Any]:
+        out: list[Any] = []
+        for event in events:
+            if isinstance(event, ts.TextDelta) and out and out[-1][0] == event.message_id:
+                out[-1] = (event.message_id, out[-1][1] + event.text)
+            else:
+                out.append((event.message_id, event.text) if isinstance(event, ts.TextDelta) else (event.type, ""))
+        return out
+
+    events = [text(one[1], one[0]) if one else tool() for one in script]
+
+    async def throttled() -> list[Any]:
+        return await collect(streams.throttle(Script().give(*events).end(), interval_s, max_bytes=max_bytes))
+
+    assert whole(asyncio.run(throttled())) == whole(events)
 
 
 async def test_the_code_in_the_documentation_runs() -> None:
