@@ -30,7 +30,7 @@ from turnstream.errors import TurnstreamError, WouldBlock
 
 __all__ = ["Subscription"]
 
-log = logging.getLogger("turnstream")
+log: logging.Logger = logging.getLogger("turnstream")
 
 _SKIPPED = frozenset(
     ("text_delta", "reasoning_delta", "refusal_delta", "tool_call_delta", "tool_output_delta", "progress")

@@ -152,7 +152,7 @@ class Stream(Generic[T]):
         pump: Pump[Any] | None = None,
     ) -> None:
         self._box: Box[Any] = box if box is not None else Box(ahead)
-        self._pump = pump if pump is not None else Pump(sources, [self._box])
+        self._pump: Pump[Any] = pump if pump is not None else Pump(sources, [self._box])
 
     def __aiter__(self) -> Self:
         return self

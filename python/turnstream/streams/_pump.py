@@ -29,9 +29,9 @@ class Box(Generic[T]):
         at_least_one("ahead", room)
         self.items: deque[tuple[T, float]] = deque()
         self.error: BaseException | None = None
-        self.over = False  # nothing more comes
-        self.closed = False  # nobody takes any more
-        self.late = 0
+        self.over: bool = False  # nothing more comes
+        self.closed: bool = False  # nobody takes any more
+        self.late: int = 0
         self.left_by: asyncio.Task[Any] | None = None  # its last wait was cancelled
         self.watched: asyncio.Task[Any] | None = None
         self._room = room
@@ -97,7 +97,7 @@ class Pump(Generic[T]):
     def __init__(self, sources: Sequence[AsyncIterable[T]], boxes: Sequence[Box[T]]) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.total_s: float | None = None
-        self.expired = False
+        self.expired: bool = False
         self._sources = sources
         self._boxes = boxes
         self._tasks: list[asyncio.Task[None]] = []
