@@ -302,7 +302,8 @@ impl Session {
         slots::make(py, FrameReader::new(stream, heartbeat))
     }
 
-    /// The status page: state, turn, epoch, head, earliest, cursor, progress, usage, error, readers, started, updated.
+    /// The status page: state, turn, epoch, head, earliest, cursor, progress, usage, error, readers,
+    /// subscriber_failures, started, updated.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         convert::loads(py, self.core()?.status_json().as_str())
     }

@@ -618,6 +618,29 @@ async def test_what_closing_a_source_raises_is_said() -> None:
     assert source.closed == 1
 
 
+async def test_a_cancel_while_the_source_closes_leaves_the_error_for_the_next_call() -> None:
+    closing, may_close = asyncio.Event(), asyncio.Event()
+
+    class Slow(Script):
+        async def aclose(self) -> None:
+            closing.set()
+            await may_close.wait()
+            await super().aclose()
+
+    stream = streams.merge(Slow(), Script().end(LookupError("broke")))
+    waiting = asyncio.ensure_future(anext(stream))
+    await bounded(closing.wait())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    may_close.set()
+    with pytest.raises(LookupError):
+        await bounded(anext(stream))
+    assert await collect(stream) == []
+
+
 async def test_sources_are_readers_queues_and_normalized_streams() -> None:
     hub = ts.Hub()
     session = hub.session("s")

@@ -728,8 +728,8 @@ class Session:
         """
     def status(self) -> dict[str, Any]:
         """The status page: session_id, state, turn, epoch, head, earliest, cursor, earliest_cursor, progress, usage,
-        error, readers, started, updated. `state` is idle, running, completed, failed, cancelled, incomplete or ended;
-        times are Unix milliseconds."""
+        error, readers, subscriber_failures, started, updated. `state` is idle, running, completed, failed, cancelled,
+        incomplete or ended; times are Unix milliseconds."""
     def messages(self) -> list[dict[str, Any]]:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
         `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,

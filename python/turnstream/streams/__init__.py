@@ -189,12 +189,15 @@ class Stream(Generic[T]):
 
     async def _end(self) -> None:
         """Raises the source's error, once, or the end."""
-        error, self._box.error = self._box.error, None
+        error = self._box.error
         try:
-            await self.aclose()
-        finally:
-            if error is not None:
-                raise error
+            await self.aclose()  # a cancel here leaves the error for the next call
+        except Exception:
+            if error is None:
+                raise
+        self._box.error = None
+        if error is not None:
+            raise error
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
