@@ -74,6 +74,7 @@ from turnstream.errors import (
     ReaderBusy,
     SessionClosed,
     SourceError,
+    StreamTimeout,
     TurnActive,
     TurnEnded,
     TurnstreamError,
@@ -87,7 +88,8 @@ from turnstream.message import Message, MessageToolCall
 from turnstream.normalize import Normalized, fold, normalize
 
 if _TYPE_CHECKING:
-    from turnstream import asgi, fastapi
+    from turnstream import asgi, fastapi, streams
+    from turnstream.subscription import Subscription
 
 __all__ = [
     "AssistantMessage",
@@ -137,6 +139,8 @@ __all__ = [
     "StageEnd",
     "StageStart",
     "StreamOpen",
+    "StreamTimeout",
+    "Subscription",
     "TextDelta",
     "ToolCall",
     "ToolCallDelta",
@@ -163,6 +167,7 @@ __all__ = [
     "normalize",
     "partial_json",
     "providers",
+    "streams",
 ]
 
 if _native.debug_build:
@@ -172,11 +177,13 @@ if _native.debug_build:
         "turnstream is a debug build: 10 to 50 times slower than a release build", RuntimeWarning, stacklevel=2
     )
 
-_LAZY = frozenset({"asgi", "demo", "fastapi"})
-"""Modules that cost an import of somebody else's package, loaded when first named."""
+_LAZY = frozenset({"asgi", "demo", "fastapi", "streams"})
+"""Modules that cost an import of somebody else's package, or of asyncio, loaded when first named."""
 
 
 def __getattr__(name: str) -> _Any:
     if name in _LAZY:
         return _import_module(f"turnstream.{name}")
+    if name == "Subscription":
+        return _import_module("turnstream.subscription").Subscription
     raise AttributeError(f"module 'turnstream' has no attribute {name!r}")

@@ -112,6 +112,8 @@ pub struct Statistics {
     pub bytes: u64,
     /// Readers open now.
     pub readers: u64,
+    /// Calls of subscribers that raised.
+    pub subscriber_failures: u64,
 }
 
 /// Unix time in milliseconds.
@@ -156,6 +158,8 @@ pub(crate) struct Inner {
     cancelling: Option<Box<dyn FnOnce() + Send>>,
     clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
     statistics: Statistics,
+    /// `subscriber_failures` when the running turn began.
+    failures_before: u64,
     now: u64,
     minted: u64,
     waiters: Vec<Waker>,
@@ -213,6 +217,7 @@ impl Session {
                 cancelling: None,
                 clients: Vec::new(),
                 statistics: Statistics::default(),
+                failures_before: 0,
                 now: 0,
                 minted: 0,
                 waiters: Vec::new(),
@@ -357,6 +362,16 @@ impl Session {
         free
     }
 
+    /// Forgets a waker of [`Self::may_produce`].
+    pub fn leave_producers(&self, waker: &Waker) {
+        self.inner.lock().pace_waiters.retain(|known| !known.will_wake(waker));
+    }
+
+    /// Counts a call of a subscriber that raised: the running turn's completion says how many there were.
+    pub fn count_failure(&self) {
+        self.inner.lock().statistics.subscriber_failures += 1;
+    }
+
     pub(crate) fn join_pace(&self, pace: Arc<Pace>) {
         self.inner.lock().paces.push(pace);
     }
@@ -478,6 +493,7 @@ impl Session {
         });
         json(&mut out, "error", error.or_else(|| inner.state.error.as_ref().map(|(_, error)| error.clone())));
         number(&mut out, "readers", Some(readers as u64));
+        number(&mut out, "subscriber_failures", Some(inner.statistics.subscriber_failures));
         number(&mut out, "started", inner.state.started);
         number(&mut out, "updated", inner.state.updated);
         object(out)

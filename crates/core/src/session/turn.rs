@@ -71,6 +71,7 @@ impl Session {
             }
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
+            inner.failures_before = inner.statistics.subscriber_failures;
             inner.set_backend(options.backend.as_deref().map(Into::into));
             inner.push(
                 TurnStart { input: options.input, client_id: options.client_id, metadata: options.metadata }.into(),
@@ -194,6 +195,7 @@ impl Inner {
             Status::Cancelled => Some("interrupted".into()),
             Status::Completed => None,
         });
+        let failures = self.statistics.subscriber_failures - self.failures_before;
         let completion = Completion {
             status,
             reason,
@@ -201,6 +203,7 @@ impl Inner {
             text: self.state.answer().into(),
             error: if matches!(status, Status::Failed | Status::Incomplete) { error } else { None },
             events: self.state.events + 1,
+            subscriber_failures: (failures > 0).then_some(failures),
         };
         self.push(Payload::from(completion), None, turn)
     }
