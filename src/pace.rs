@@ -6,25 +6,37 @@ use std::task::Waker;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
-use turnstream_core::session::Session;
+use turnstream_core::session::{Session, Ticket};
 
+use crate::bell::generation;
 use crate::wait::{Source, Taken, Waiter};
 
 struct Lag {
     session: Arc<Session>,
+    ticket: Ticket,
+    made: u32,
 }
 
 impl Source for Lag {
     fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
-        Ok(if self.session.may_produce(None) { Taken::Item(py.None()) } else { Taken::Pending })
+        Ok(if self.session.may_produce() { Taken::Item(py.None()) } else { Taken::Pending })
     }
 
     fn park(&mut self, waker: &Waker) -> bool {
-        !self.session.may_produce(Some(waker))
+        self.session.wait_to_produce(waker, &mut self.ticket)
     }
 
-    fn unpark(&mut self, _waker: &Waker) {
-        // A waker that rings for nobody is harmless: every wait looks again.
+    fn unpark(&mut self) {
+        self.session.leave_producing(&mut self.ticket);
+    }
+}
+
+impl Drop for Lag {
+    fn drop(&mut self) {
+        // In the child of a fork nobody opens the session's lock.
+        if self.made == generation() {
+            self.unpark();
+        }
     }
 }
 
@@ -36,7 +48,7 @@ pub struct Gate {
 
 impl Gate {
     pub fn new(session: Arc<Session>) -> Self {
-        Self { inner: Mutex::new((Lag { session }, Waiter::default())) }
+        Self { inner: Mutex::new((Lag { session, ticket: Ticket::default(), made: generation() }, Waiter::default())) }
     }
 }
 
