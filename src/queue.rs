@@ -46,11 +46,17 @@ impl Delta {
 }
 
 impl Slot {
-    fn into_object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match self.delta.and_then(|delta| delta.joined) {
-            Some(event) => event::wrap(py, Arc::new(Entry { event, frame: std::sync::OnceLock::new() })),
-            None => Ok(self.object),
+    /// What the consumer gets: deltas that were joined are one event.
+    fn into_object(mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.settle(py)?;
+        Ok(self.object)
+    }
+
+    fn settle(&mut self, py: Python<'_>) -> PyResult<()> {
+        if let Some(event) = self.delta.take().and_then(|delta| delta.joined) {
+            self.object = event::wrap(py, Arc::new(Entry { event, frame: std::sync::OnceLock::new() }))?;
         }
+        Ok(())
     }
 }
 
@@ -212,8 +218,12 @@ impl Source for Taking<'_> {
                 let mut slots = Vec::new();
                 let ended = self.queue.core.take_many(max, &mut slots, self.place);
                 if !slots.is_empty() {
-                    let objects = slots.into_iter().map(|slot| slot.into_object(py)).collect::<PyResult<Vec<_>>>()?;
-                    return Ok(Taken::Item(PyList::new(py, objects)?.into_any().unbind()));
+                    if self.queue.core.overflow() == Overflow::Merge {
+                        slots.iter_mut().try_for_each(|slot| slot.settle(py))?;
+                    }
+                    // Straight from the slots into the list: a vector between them costs 1 of 8 ns an item.
+                    let list = PyList::new(py, slots.into_iter().map(|slot| slot.object))?;
+                    return Ok(Taken::Item(list.into_any().unbind()));
                 }
                 ended
             }
@@ -229,7 +239,7 @@ impl Source for Taking<'_> {
         self.queue.core.wait_take(self.place, Sleeper::new(waker))
     }
 
-    fn unpark(&mut self, _waker: &Waker) {
+    fn unpark(&mut self) {
         self.queue.core.leave_take(self.place);
     }
 
@@ -266,7 +276,7 @@ impl Source for Putting<'_> {
         self.queue.core.wait_put(self.place, Sleeper::new(waker))
     }
 
-    fn unpark(&mut self, _waker: &Waker) {
+    fn unpark(&mut self) {
         self.queue.core.leave_put(self.place);
     }
 
