@@ -18,7 +18,7 @@ CARGO_DENY := target/tools/bin/cargo-deny
 STEP       := .ci/step
 PIP        := $(BIN)/python -m pip install
 
-.PHONY: help demo build test lint bench asan pins clean \
+.PHONY: help demo build test lint bench soak asan pins clean \
         rust-format rust-lint rust-test rust-doctest rust-loom rust-deny python-format python-lint wheel stubtest types verify-types python-test
 
 help: ## this list
@@ -72,6 +72,9 @@ bench: $(VENV)/.bench .venv-litellm/.stamp ## every ratio, against a release bui
 	$(BIN)/maturin build --quiet --release --out target/wheels
 	$(PIP) --force-reinstall --no-deps target/wheels/*.whl
 	$(BIN)/python -m benches
+
+soak: build ## ten million events: does anything stay?
+	$(BIN)/python -m benches.soak
 
 # The sanitizer is rustc's own, and still behind a nightly flag. `--target` keeps it out of the build scripts.
 ASAN_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')

@@ -5,9 +5,11 @@ Exit, fork and dead locks are tried in processes of their own, 40 times where ch
 
 import asyncio
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -55,6 +57,73 @@ async def settled() -> None:
 
 
 # --- one loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_tuple_payloads(traced: bool, debug: bool, loop_factory: LoopFactory) -> None:
+    """What `StopIteration` would unpack or raise comes through whole; a tracing interpreter passes the slots by."""
+    cancelled = asyncio.CancelledError()
+    payloads = [(), (1,), (1, 2), ((),), StopIteration(1), StopAsyncIteration(), cancelled, KeyError, {}, 0]
+
+    async def through() -> list[Any]:
+        queue: ts.EventQueue[Any] = ts.EventQueue()
+        got: list[Any] = []
+        for one in payloads:
+            parked = asyncio.ensure_future(queue.aget())
+            await settled()
+            for _ in range(3):
+                queue.put(one)
+            got += [await parked, await anext(aiter(queue)), await queue.aget()]
+        for one in payloads:
+            queue.put(one)
+        queue.close()
+        return got + [item async for item in queue]
+
+    steps: list[str] = []
+
+    def trace(_frame: FrameType, event: str, _: Any) -> None:
+        steps.append(event)
+
+    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+        if traced:
+            sys.settrace(trace)
+        try:
+            got = runner.run(through())
+        finally:
+            sys.settrace(None)
+    expected = [one for one in payloads for _ in range(3)] + payloads
+    assert [id(one) for one in got] == [id(one) for one in expected]
+    assert bool(steps) == traced
+
+
+async def test_a_thousand_timeouts_lose_nothing(source: Source) -> None:
+    """Waits that time out, at any moment, while a thread puts: what comes is all of it, in order."""
+    iterator, times, count = source.iterate(), (1e-6, 1e-5, 1e-4), 2000
+    for at in range(1000):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(iterator), times[at % 2])
+
+    def produce() -> None:
+        for _ in range(count):
+            source.put()
+        source.end()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    taken: list[Any] = []
+    while True:
+        try:
+            taken.append(await asyncio.wait_for(anext(iterator), times[len(taken) % 3]))
+        except TimeoutError:
+            continue
+        except StopAsyncIteration:
+            break
+    thread.join()
+    if source.is_queue:
+        assert taken == [1] * count
+    else:
+        assert [event.seq for event in taken] == list(range(2, count + 4))
 
 
 async def test_starvation(source: Source) -> None:
