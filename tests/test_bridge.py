@@ -401,10 +401,10 @@ def test_fork_after_import(subprocess_python: Callable[..., list[str]]) -> None:
     """The child of a fork, made while the parent streams: what is the parent's is refused, and new things work."""
     out = subprocess_python(
         """
-import asyncio, gc, os, sys, threading
+import asyncio, contextlib, gc, os, sys, threading
 import turnstream as ts
 
-hub, queue = ts.Hub(), ts.EventQueue(10)
+hub, queue, readers = ts.Hub(), ts.EventQueue(10), []
 session = hub.session("a")
 turn = session.turn()
 emit, reader, frames, feed = session.emitter(), session.read(), session.frames(), turn.normalizer("openai-chat")
@@ -413,7 +413,7 @@ going = True
 
 def stream():
     while going:
-        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 20)
+        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 500)  # with the interpreter released
 
 def first(iterator):
     async def take():
@@ -451,6 +451,8 @@ def child():
         else:
             print(name, "worked")
     repr(session), repr(turn), repr(queue), repr(hub)
+    readers.clear()  # the session's lock may be held for ever: nobody asks for it
+    gc.collect()
 
     async def fresh():
         queue = ts.EventQueue(2)
@@ -470,6 +472,10 @@ async def main():
         async for _ in source:
             pass
     parked = [asyncio.create_task(park(source)) for source in (ts.EventQueue(), session.read(follow="session"))]
+    for pace in (False, True):
+        readers.append(session.read(after=session.cursor, follow="session", pace=pace))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(anext(readers[-1]), 0.001)
     thread = threading.Thread(target=stream)
     thread.start()
     await asyncio.sleep(0.01)
