@@ -413,7 +413,7 @@ going = True
 
 def stream():
     while going:
-        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 500)  # with the interpreter released
+        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 500)  # detached
 
 def first(iterator):
     async def take():
