@@ -198,7 +198,7 @@ impl TurnFeed {
     #[getter]
     fn should_wait(&self) -> PyResult<bool> {
         check_fork(self.made)?;
-        Ok(!self.session.may_produce(None))
+        Ok(!self.session.may_produce())
     }
 
     /// The provider's name; "auto" until it is recognised.

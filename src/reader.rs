@@ -79,17 +79,23 @@ impl Source for EventSource {
         self.reader.park(waker)
     }
 
-    fn unpark(&mut self, waker: &Waker) {
-        self.reader.unpark(waker);
+    fn unpark(&mut self) {
+        self.reader.unpark();
     }
 }
 
-/// A source that can be ended early.
-trait Closable: Source {
+/// A source that reads a session.
+trait Reads: Source {
+    fn reader(&mut self) -> &mut core::Reader;
+    /// Ends it early.
     fn close(&mut self);
 }
 
-impl Closable for EventSource {
+impl Reads for EventSource {
+    fn reader(&mut self) -> &mut core::Reader {
+        &mut self.reader
+    }
+
     fn close(&mut self) {
         self.reader.close();
         self.fetched = Vec::new();
@@ -103,13 +109,13 @@ struct Both<S> {
 
 /// A source and its waiter, for one thread at a time. Nobody waits for the lock: its holder may be in Python code, and wait
 /// for the interpreter that the other has.
-struct Shared<S> {
+struct Shared<S: Reads> {
     both: Mutex<Both<S>>,
     closing: AtomicBool,
     made: u32,
 }
 
-impl<S: Closable> Shared<S> {
+impl<S: Reads> Shared<S> {
     fn new(source: S) -> Self {
         let both = Mutex::new(Both { source, waiter: Waiter::default() });
         Self { both, closing: AtomicBool::new(false), made: generation() }
@@ -177,6 +183,14 @@ impl<S: Closable> Shared<S> {
     fn clear(&self) {
         if let Some(mut both) = self.both.try_lock() {
             both.waiter.clear();
+        }
+    }
+}
+
+impl<S: Reads> Drop for Shared<S> {
+    fn drop(&mut self) {
+        if self.made != generation() {
+            self.both.get_mut().source.reader().abandon();
         }
     }
 }
@@ -435,12 +449,16 @@ impl Source for ChunkSource {
         !self.ended && self.stream.reader().park(waker)
     }
 
-    fn unpark(&mut self, waker: &Waker) {
-        self.stream.reader().unpark(waker);
+    fn unpark(&mut self) {
+        self.stream.reader().unpark();
     }
 }
 
-impl Closable for ChunkSource {
+impl Reads for ChunkSource {
+    fn reader(&mut self) -> &mut core::Reader {
+        self.stream.reader()
+    }
+
     fn close(&mut self) {
         self.ended = true;
         self.stream.reader().close();

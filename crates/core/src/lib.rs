@@ -5,6 +5,7 @@
 //! [`reader`] (cursors, merging, wake-ups), [`encode`] (events to what one kind of client reads).
 //! [`queue`] stands beside them: it holds anything, and knows none of them.
 
+pub mod bell;
 pub mod encode;
 pub mod event;
 pub mod frame;

@@ -1,8 +1,9 @@
 //! The log of one session: a dense sequence of events, bounded by count, bytes and age.
 //!
 //! Invariants: 1. `seq` rises by one per append, from 1, and is never given twice; 2. what leaves the front is folded
-//! into `base` first, so that `base` plus the entries is always the whole history; 3. deltas whose final event is in
-//! the log leave before anything else; a reader meets the hole they leave as a gap; 4. an entry never changes.
+//! into `base` first, so that `base` plus the entries is always the whole history (an open message in `base` may lack deltas
+//! that its whole, in the entries, covers); 3. deltas whose final event is in the log leave before anything else; a reader
+//! meets the hole they leave as a gap; 4. an entry never changes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};

@@ -15,6 +15,7 @@ mod log;
 mod models;
 mod state;
 mod turn;
+mod waiters;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,6 +27,8 @@ pub use log::Entry;
 use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
 pub use turn::{Ending, Started, TurnOptions};
+pub use waiters::Ticket;
+use waiters::Waiters;
 
 use crate::event::{Class, Context, Json, Payload, PayloadError, Status};
 use crate::sync::{AtomicU64, Mutex};
@@ -162,11 +165,9 @@ pub(crate) struct Inner {
     failures_before: u64,
     now: u64,
     minted: u64,
-    waiters: Vec<Waker>,
-    /// Rises each time `waiters` is taken: a reader knows by it whether it is still registered.
-    generation: u64,
+    waiters: Waiters,
     paces: Vec<Arc<Pace>>,
-    pace_waiters: Vec<Waker>,
+    pace_waiters: Waiters,
 }
 
 /// One conversation: one log, and the state folded from it. Shared by `Arc`; every method is safe from every thread.
@@ -220,10 +221,9 @@ impl Session {
                 failures_before: 0,
                 now: 0,
                 minted: 0,
-                waiters: Vec::new(),
-                generation: 1,
+                waiters: Waiters::default(),
                 paces: Vec::new(),
-                pace_waiters: Vec::new(),
+                pace_waiters: Waiters::default(),
             }),
             readers: AtomicUsize::new(0),
             cancelled: AtomicBool::new(false),
@@ -252,11 +252,11 @@ impl Session {
         inner.now = if inner.now.wrapping_sub(now) <= TICK_MS { inner.now } else { now };
         let result = change(&mut inner);
         let changed = inner.log.head != before || inner.closed;
-        let waiters = if changed && !inner.waiters.is_empty() { inner.take_waiters() } else { Vec::new() };
-        let producers = if inner.closed { std::mem::take(&mut inner.pace_waiters) } else { Vec::new() };
+        let waiters = changed.then(|| inner.waiters.take());
+        let producers = inner.closed.then(|| inner.pace_waiters.take());
         drop(inner);
         // A waker may ring a descriptor or take another lock: never under ours.
-        waiters.into_iter().chain(producers).for_each(Waker::wake);
+        waiters.into_iter().flatten().chain(producers.into_iter().flatten()).for_each(Waker::wake);
         result
     }
 
@@ -312,12 +312,14 @@ impl Session {
         });
     }
 
-    /// Copies up to `max` entries after `seq` into `out`.
-    pub fn page(&self, seq: u64, max: usize, out: &mut Vec<Arc<Entry>>) -> Page {
+    /// Copies up to `max` entries after `seq` into `out`. Where some of them have left the log's front, also their fold, and the
+    /// seq up to which it goes: both under one lock, so that nothing can leave between them.
+    pub fn page(&self, seq: u64, max: usize, out: &mut Vec<Arc<Entry>>) -> (Page, Option<(u64, Json)>) {
         let inner = self.inner.lock();
+        let base = (inner.log.trimmed > seq).then(|| (inner.log.trimmed, inner.log.base.snapshot_json()));
         let start = inner.log.after(seq);
         out.extend(inner.log.entries.iter().skip(start).take(max).cloned());
-        inner.position()
+        (inner.position(), base)
     }
 
     /// Where the log stands.
@@ -327,44 +329,54 @@ impl Session {
 
     /// Has `waker` called when the log changes, unless it already holds something after `seq` or is closed: then false,
     /// and the caller looks again. Looking and registering under one lock is what makes a lost wake-up impossible.
-    /// `ticket` is the caller's own, 0 at first: it keeps a reader from registering twice.
-    pub fn park(&self, seq: u64, waker: &Waker, ticket: &mut u64) -> bool {
+    pub fn park(&self, seq: u64, waker: &Waker, ticket: &mut Ticket) -> bool {
         let mut inner = self.inner.lock();
         if inner.log.head > seq || inner.closed {
             return false;
         }
-        if *ticket != inner.generation {
-            *ticket = inner.generation;
-            inner.waiters.push(waker.clone());
-        }
+        let replaced = inner.waiters.wait(ticket, waker);
+        drop(inner);
+        drop(replaced);
         true
     }
 
-    /// Forgets a waker of [`Self::park`].
-    pub fn unpark(&self, waker: &Waker, ticket: &mut u64) {
-        if std::mem::take(ticket) != 0 {
-            self.inner.lock().waiters.retain(|known| !known.will_wake(waker));
+    /// Takes [`Self::park`] back: nothing of the waiter's stays here.
+    pub fn unpark(&self, ticket: &mut Ticket) {
+        if ticket.is_taken() {
+            let left = self.inner.lock().waiters.leave(ticket);
+            drop(left);
         }
     }
 
-    /// Whether the producer may go on: no pacing reader lags by its window. Else `waker` is called when it may.
-    pub fn may_produce(&self, waker: Option<&Waker>) -> bool {
+    /// Whether the producer may go on: no pacing reader lags by its window.
+    pub fn may_produce(&self) -> bool {
+        self.inner.lock().may_produce()
+    }
+
+    /// Has `waker` called when the producer may go on, unless it may: then false.
+    pub fn wait_to_produce(&self, waker: &Waker, ticket: &mut Ticket) -> bool {
         let mut inner = self.inner.lock();
-        let head = inner.log.head;
-        // Acquire pairs with the reader's release in `advance`.
-        let free =
-            inner.closed || inner.paces.iter().all(|pace| head.saturating_sub(pace.seq.load(Ordering::Acquire)) < pace.window);
-        if let (false, Some(waker)) = (free, waker)
-            && !inner.pace_waiters.iter().any(|known| known.will_wake(waker))
-        {
-            inner.pace_waiters.push(waker.clone());
+        if inner.may_produce() {
+            return false;
         }
-        free
+        let replaced = inner.pace_waiters.wait(ticket, waker);
+        drop(inner);
+        drop(replaced);
+        true
     }
 
-    /// Forgets a waker of [`Self::may_produce`].
-    pub fn leave_producers(&self, waker: &Waker) {
-        self.inner.lock().pace_waiters.retain(|known| !known.will_wake(waker));
+    /// Takes [`Self::wait_to_produce`] back.
+    pub fn leave_producing(&self, ticket: &mut Ticket) {
+        if ticket.is_taken() {
+            let left = self.inner.lock().pace_waiters.leave(ticket);
+            drop(left);
+        }
+    }
+
+    /// Readers and producers that are registered to be called.
+    pub fn waiting(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.waiters.len(), inner.pace_waiters.len())
     }
 
     /// Counts a call of a subscriber that raised: the running turn's completion says how many there were.
@@ -379,9 +391,9 @@ impl Session {
     pub(crate) fn leave_pace(&self, pace: &Arc<Pace>) {
         let mut inner = self.inner.lock();
         inner.paces.retain(|known| !Arc::ptr_eq(known, pace));
-        let waiters = std::mem::take(&mut inner.pace_waiters);
+        let waiters = inner.pace_waiters.take();
         drop(inner);
-        waiters.into_iter().for_each(Waker::wake);
+        waiters.for_each(Waker::wake);
     }
 
     /// A pacing reader has come as far as `seq`: producers that waited may look again.
@@ -389,9 +401,9 @@ impl Session {
         // Under the lock, so that a producer cannot check before this and register after it.
         let mut inner = self.inner.lock();
         pace.seq.store(seq, Ordering::Release);
-        let waiters = std::mem::take(&mut inner.pace_waiters);
+        let waiters = inner.pace_waiters.take();
         drop(inner);
-        waiters.into_iter().for_each(Waker::wake);
+        waiters.for_each(Waker::wake);
     }
 
     pub(crate) fn count_reader(&self, joined: bool) {
@@ -525,9 +537,10 @@ impl Inner {
         }
     }
 
-    fn take_waiters(&mut self) -> Vec<Waker> {
-        self.generation += 1;
-        std::mem::take(&mut self.waiters)
+    fn may_produce(&self) -> bool {
+        // Acquire pairs with the reader's release in `advance`.
+        let lag = |pace: &Arc<Pace>| self.log.head.saturating_sub(pace.seq.load(Ordering::Acquire));
+        self.closed || self.paces.iter().all(|pace| lag(pace) < pace.window)
     }
 
     /// Makes the log fit its limits again.
