@@ -124,7 +124,7 @@ fn c3_a_refusal_is_not_text_and_ends_as_one() {
 }
 
 #[test]
-fn c4_and_edge_9_parallel_calls_join_by_index() {
+fn c4_and_edge_09_parallel_calls_join_by_index() {
     let fold = fold(sse(&[
         call(0, &json!("a"), &json!("f"), &json!("")),
         call(1, &json!(""), &json!("g"), &json!("")),
@@ -592,7 +592,7 @@ fn errors_in_all_their_forms() {
 }
 
 #[test]
-fn edge_8_arguments_in_three_pieces_are_one_call() {
+fn edge_08_arguments_in_three_pieces_are_one_call() {
     let body = sse(&[
         call(0, &json!("c"), &json!("f"), &json!("{\"ci")),
         call(0, &Value::Null, &Value::Null, &json!("ty\":\"Bo")),

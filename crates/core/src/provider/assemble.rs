@@ -65,12 +65,21 @@ impl UsageCounts {
 /// - `late_delta`: a piece of a message after its end. Before the message went out whole it still counts; after, it is
 ///   dropped. One warning a message.
 /// - `stray_arguments`: a piece of a call's arguments that is not open, dropped.
+/// - `continued_input`: pieces of a call's arguments go on from the input of its start, so that neither is whole. The call is
+///   flagged.
 /// - `result_without_call`: a call with the result's id is put before it.
 /// - `second_result`: a call answered twice; the first result stands.
 /// - `second_finish`: another finish reason for a message that had one; the last stands until the message has gone out.
 /// - `second_round_end`: an end after the end, ignored.
-pub const DISORDER: [&str; 6] =
-    ["late_delta", "stray_arguments", "result_without_call", "second_result", "second_finish", "second_round_end"];
+pub const DISORDER: [&str; 7] = [
+    "late_delta",
+    "stray_arguments",
+    "continued_input",
+    "result_without_call",
+    "second_result",
+    "second_finish",
+    "second_round_end",
+];
 
 /// Stands for the message of a call that no message makes.
 pub(super) const NO_MESSAGE: u64 = u64::MAX;
@@ -174,6 +183,8 @@ enum CallEnd {
     Whole,
     /// With the stream, in the middle.
     Cut,
+    /// Without their beginning, which the start said in another way.
+    Continued,
     /// Taken back.
     Withdrawn,
 }
@@ -835,6 +846,14 @@ impl Assembler {
         }
     }
 
+    /// The pieces of the call open under `key` go on from an input that its start said: what the arguments are is a guess.
+    pub fn call_continued(&mut self, key: u64) {
+        if let Some(index) = self.call_at(key) {
+            self.disorder("continued_input", "pieces of arguments that go on from the input of the call's start");
+            self.close_call(index, CallEnd::Continued);
+        }
+    }
+
     fn close_call(&mut self, index: usize, end: CallEnd) {
         if self.calls[index].closed {
             return;
@@ -854,6 +873,7 @@ impl Assembler {
         let raw = std::mem::take(&mut call.arguments);
         let (arguments, arguments_error) = match (end, raw.trim().is_empty()) {
             (CallEnd::Withdrawn, _) => (None, Some(Text::from("the provider withdrew the call"))),
+            (CallEnd::Continued, _) => (None, Some(Text::from("the arguments go on from the input of the call's start"))),
             (CallEnd::Whole | CallEnd::Cut, _) if call.free_text => (Some(Json::string(&raw)), None),
             (CallEnd::Cut, true) => (None, Some(Text::from("the stream broke off before the arguments"))),
             // No arguments at all is the way most providers call a tool that takes none.

@@ -822,7 +822,7 @@ mod tests {
     }
 
     #[test]
-    fn edge_1_to_3_text_only_at_the_end_longer_or_other() {
+    fn edge_01_02_03_text_only_at_the_end_longer_or_other() {
         for (deltas, whole, sent, resets) in [(vec![], "Hello", 1, 0), (vec!["Hel"], "Hello", 2, 0), (vec!["Bye"], "Hello", 2, 1)]
         {
             let mut frames = vec![CREATED.to_owned(), added(0, MESSAGE)];
