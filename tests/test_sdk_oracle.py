@@ -3,7 +3,8 @@
 Recordings go through the SDK's client over a mock transport, framed as a server would. openai and anthropic put their
 pieces together themselves; google-genai, mistralai and ollama give typed chunks, which are joined here. A recording
 that the SDK itself gives up on, with an exception, has no oracle; those are counted, and bounded. `DIFFERENT` says
-where the SDK loses or mixes up what the provider said.
+where the SDK loses or mixes up what the provider said. What an SDK put together is an answer that was not streamed: the
+fold reads that too, and says what it said of the stream.
 
 `python tests/test_sdk_oracle.py FOLDER` compares the recordings of any folder, those without an `.expected.json` too.
 """
@@ -39,6 +40,14 @@ class Answer(NamedTuple):
     finish: str | None
     usage: tuple[int | None, int | None]
     """All tokens in, cached ones included, and all tokens out, reasoning included."""
+
+
+class Reading(NamedTuple):
+    """What an SDK made of a stream."""
+
+    answer: Answer
+    body: str | None = None
+    """The same answer as a body that was not streamed, where the SDK makes one."""
 
 
 def recordings(folder: Path) -> dict[str, tuple[Path, str]]:
@@ -103,7 +112,7 @@ def total(*counts: int | None) -> int | None:
     return sum(said) if said else None
 
 
-def chat(path: Path) -> Answer:
+def chat(path: Path) -> Reading:
     with transport(as_sse(path)) as http:
         client = openai.OpenAI(api_key="k", http_client=http, max_retries=0)
         with client.chat.completions.stream(model="m", messages=[]) as stream:
@@ -112,10 +121,11 @@ def chat(path: Path) -> Answer:
     calls = [(call.function.name, parsed(call.function.arguments)) for call in choice.message.tool_calls or []]
     # Not `completion_tokens`: xAI leaves the reasoning out of it.
     counts = (usage.prompt_tokens, usage.total_tokens - usage.prompt_tokens) if usage else (None, None)
-    return Answer(choice.message.content or "", calls, choice.finish_reason, counts)
+    answer = Answer(choice.message.content or "", calls, choice.finish_reason, counts)
+    return Reading(answer, completion.to_json())
 
 
-def responses(path: Path) -> Answer:
+def responses(path: Path) -> Reading:
     with transport(as_sse(path)) as http:
         client = openai.OpenAI(api_key="k", http_client=http, max_retries=0)
         with client.responses.stream(model="m", input="") as stream:
@@ -127,10 +137,10 @@ def responses(path: Path) -> Answer:
     ]
     usage = response.usage
     counts = (usage.input_tokens, usage.output_tokens) if usage else (None, None)
-    return Answer(response.output_text, calls, response.status, counts)
+    return Reading(Answer(response.output_text, calls, response.status, counts), response.to_json())
 
 
-def messages(path: Path) -> Answer:
+def messages(path: Path) -> Reading:
     with transport(as_sse(path)) as http:
         client = anthropic.Anthropic(api_key="k", http_client=http, max_retries=0)
         with client.messages.stream(model="m", max_tokens=1, messages=[]) as stream:
@@ -139,10 +149,10 @@ def messages(path: Path) -> Answer:
     calls = [(block.name, block.input) for block in message.content if block.type == "tool_use"]
     usage = message.usage
     read = total(usage.input_tokens, usage.cache_read_input_tokens, usage.cache_creation_input_tokens)
-    return Answer(text, calls, message.stop_reason, (read, usage.output_tokens))
+    return Reading(Answer(text, calls, message.stop_reason, (read, usage.output_tokens)), message.to_json())
 
 
-def gemini(path: Path) -> Answer:
+def gemini(path: Path) -> Reading:
     text, calls, finish, usage = "", [], None, None
     with transport(as_bare_sse(path)) as http:
         options = genai.types.HttpOptions(httpx_client=http, retry_options=genai.types.HttpRetryOptions(attempts=1))
@@ -160,12 +170,13 @@ def gemini(path: Path) -> Answer:
                             raise NotImplementedError("the SDK leaves arguments by path to its user")
                         calls.append((part.function_call.name or "", part.function_call.args or {}))
     if usage is None:
-        return Answer(text, calls, finish, (None, None))
+        return Reading(Answer(text, calls, finish, (None, None)))
     read = total(usage.prompt_token_count, usage.tool_use_prompt_token_count)
-    return Answer(text, calls, finish, (read, total(usage.candidates_token_count, usage.thoughts_token_count)))
+    counts = read, total(usage.candidates_token_count, usage.thoughts_token_count)
+    return Reading(Answer(text, calls, finish, counts))
 
 
-def mistral(path: Path) -> Answer:
+def mistral(path: Path) -> Reading:
     asked: list[Any] = [{"role": "user", "content": "x"}]
     text, calls, finish, usage = "", dict[int, tuple[str, Any]](), None, None
     with transport(as_sse(path)) as http:
@@ -184,10 +195,11 @@ def mistral(path: Path) -> Answer:
                         name, arguments = calls.get(call.index or 0, ("", ""))
                         calls[call.index or 0] = name or call.function.name, arguments + call.function.arguments
     counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
-    return Answer(text, [(name, parsed(arguments)) for name, arguments in calls.values()], finish, counts)
+    said = [(name, parsed(arguments)) for name, arguments in calls.values()]
+    return Reading(Answer(text, said, finish, counts))
 
 
-def ollama_lines(path: Path) -> Answer:
+def ollama_lines(path: Path) -> Reading:
     body = as_lines(path)
     reply = httpx.Response(200, headers={"content-type": "application/x-ndjson"}, content=body)
     client = ollama.Client(transport=httpx.MockTransport(lambda _: reply))
@@ -203,11 +215,11 @@ def ollama_lines(path: Path) -> Answer:
         text += last.message.content or ""
         calls += [(call.function.name, dict(call.function.arguments)) for call in last.message.tool_calls or []]
     assert last is not None
-    return Answer(text, calls, last.done_reason, (last.prompt_eval_count, last.eval_count))
+    return Reading(Answer(text, calls, last.done_reason, (last.prompt_eval_count, last.eval_count)))
 
 
-def ours(path: Path, provider: str) -> Answer:
-    message = ts.fold(path.read_bytes(), provider=provider)
+def ours(data: bytes | str, provider: str) -> Answer:
+    message = ts.fold(data, provider=provider)
     calls = [
         (call.name, call.arguments if call.arguments_error is None else call.arguments_raw)
         for call in message.tool_calls
@@ -222,7 +234,7 @@ class Oracle(NamedTuple):
     """One SDK, and the recordings that it can judge."""
 
     provider: str
-    read: Callable[[Path], Answer]
+    read: Callable[[Path], Reading]
     least: float
     """The share of the recordings that it must have read, and agreed on."""
     below: str = ""
@@ -266,9 +278,11 @@ def compare(folder: Path, oracle: Oracle) -> Comparison:
         except Exception as error:  # its own, and what its models and lists raise on a dialect
             refused[f"{type(error).__module__}.{type(error).__qualname__}: {str(error)[:80]}"] += 1
             continue
-        mine = ours(path, oracle.provider)
-        if mine != theirs:
-            differ[name] = f"{name}\n  sdk  {theirs}\n  ours {mine}"[:1500]
+        mine = ours(path.read_bytes(), oracle.provider)
+        if mine != theirs.answer:
+            differ[name] = f"{name}\n  sdk  {theirs.answer}\n  ours {mine}"[:1500]
+        elif theirs.body is not None and (body := ours(theirs.body, oracle.provider)) != mine:
+            differ[name] = f"{name}\n  streamed {mine}\n  body     {body}"[:1500]
     return Comparison(len(paths), len(paths) - len(differ) - refused.total(), differ, refused)
 
 
