@@ -446,6 +446,20 @@ fn recognised_without_a_name() {
     });
 }
 
+/// Servers that know their model's template leave nothing of it in the text: there is nothing to find, and nothing is lost.
+#[test]
+fn looking_for_calls_in_the_text_changes_no_answer() {
+    let Some(cases) = cases() else { return };
+    let fold = |case: &Case, text_tools| {
+        let how = Options { text_tools, ..Options::default() };
+        let fold = fold_bytes(&case.bytes, case.provider, 0, how).map_err(|error| error.to_string());
+        let mut fold: Value = serde_json::from_str(&fold?.to_json()).expect("the fold is JSON");
+        fold["events"] = Value::Null; // a piece that could begin a mark goes out with the next one
+        Ok::<Value, String>(fold)
+    };
+    each(&cases, |case| if fold(case, true) == fold(case, false) { vec![] } else { vec!["another answer".to_owned()] });
+}
+
 #[test]
 fn events_keep_the_rules_of_the_vocabulary() {
     let Some(cases) = cases() else { return };
