@@ -38,6 +38,11 @@ const FORMATS: &[(&str, &str, &str)] = &[
 {"contentBlockStop":{"contentBlockIndex":1}}"#,
     ),
     (
+        "codex",
+        r#"{"method":"item/agentMessage/delta","params":{"threadId":"T","turnId":"1","itemId":"m","delta":"@"}}"#,
+        r#"{"method":"item/completed","params":{"threadId":"T","turnId":"1","item":{"type":"mcpToolCall","id":"s@","tool":"f","arguments":{"a":"@"},"status":"completed"}}}"#,
+    ),
+    (
         "gemini",
         r#"{"candidates":[{"content":{"parts":[{"text":"@"}]}}],"usageMetadata":{"promptTokenCount":1,"totalTokenCount":2}}"#,
         r#"{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f","args":{"a":"@"}}}]}}]}"#,
@@ -141,6 +146,42 @@ fn twenty_megabytes_of_arguments_stream_through() {
     for (provider, _, call) in FORMATS.iter().filter(|format| !format.2.is_empty()) {
         let payloads = read(provider, &call.replace("s@", "s").replace('#', "1").replace('@', &long));
         assert!(calls(&payloads)[0].len() > long.len(), "{provider}");
+    }
+}
+
+#[test]
+fn twenty_megabytes_of_arguments_in_pieces_are_one_call() {
+    let formats = [
+        (
+            "openai-chat",
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"@"}}]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"@"}}]}}]}"#,
+        ),
+        (
+            "anthropic",
+            r#"{"type":"content_block_start","index":1,"content_block":{"type":"tool_use","id":"c","name":"f","input":{}}}"#,
+            r#"{"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"@"}}"#,
+        ),
+        (
+            "openai-responses",
+            r#"{"type":"response.output_item.added","output_index":1,"item":{"id":"i","type":"function_call","call_id":"c","name":"f","arguments":""}}"#,
+            r#"{"type":"response.function_call_arguments.delta","output_index":1,"delta":"@"}"#,
+        ),
+        (
+            "bedrock",
+            r#"{"contentBlockStart":{"contentBlockIndex":1,"start":{"toolUse":{"toolUseId":"c","name":"f"}}}}"#,
+            r#"{"contentBlockDelta":{"contentBlockIndex":1,"delta":{"toolUse":{"input":"@"}}}}"#,
+        ),
+    ];
+    for (provider, start, piece) in formats {
+        let mut body = format!("{}\n{}\n", start.replace('@', ""), piece.replace('@', r#"{\"a\":\""#));
+        let middle = piece.replace('@', &"x".repeat(4 << 10)) + "\n";
+        body.extend((0..5 << 10).map(|_| middle.as_str()));
+        let _ = writeln!(body, "{}", piece.replace('@', r#"\"}"#));
+        let started = Instant::now();
+        let payloads = read(provider, &body);
+        assert_eq!(calls(&payloads)[0].len(), (20 << 20) + r#"{"a":""}"#.len(), "{provider}");
+        assert!(started.elapsed() < Duration::from_secs(20), "{provider}: {:?}", started.elapsed());
     }
 }
 
