@@ -279,6 +279,9 @@ impl Anthropic {
                 if !delta.partial_json.is_empty() {
                     out.arguments(index, delta.partial_json.as_str());
                 }
+                if let Some(Cow::Borrowed(text)) = delta.partial_json.0 {
+                    out.echo(Piece::Arguments(index), text);
+                }
             }
             "thinking_delta" => {
                 self.think(delta.thinking.as_str(), out);

@@ -270,7 +270,10 @@ impl Assembler {
     /// Says that the frame being read held `text`, borrowed from it, as one `piece` and nothing else: another frame that
     /// differs in that string alone may be taken without being read. Said after the piece itself.
     pub fn echo(&mut self, piece: Piece, text: &str) {
-        self.heard = Some(Heard { piece, address: text.as_ptr() as usize, length: text.len() });
+        // An empty piece proves nothing: where a longer one may not stand, it passes.
+        if !text.is_empty() {
+            self.heard = Some(Heard { piece, address: text.as_ptr() as usize, length: text.len() });
+        }
     }
 
     pub(super) fn take_heard(&mut self) -> Option<Heard> {
@@ -282,6 +285,7 @@ impl Assembler {
         match piece {
             Piece::Text(key) => self.text(key, text),
             Piece::Reasoning(key, part) => self.reasoning(key, part, text),
+            Piece::Arguments(key) => self.arguments(key, text),
         }
     }
 

@@ -140,6 +140,9 @@ impl Provider for OpenAiResponses {
                 if !head.delta.is_empty() {
                     out.arguments(index, head.delta.as_str());
                 }
+                if let Some(Cow::Borrowed(text)) = head.delta.0 {
+                    out.echo(Piece::Arguments(index), text);
+                }
                 Ok(())
             }
             _ => self.seldom(kind, index, &head, frame, out),
