@@ -191,22 +191,23 @@ impl Turn {
     }
 
     /// A feed: a provider's bytes straight into the log, without a Python object per event.
-    #[pyo3(signature = (provider = "auto", *, strict = false))]
-    fn normalizer(&self, provider: &str, strict: bool) -> PyResult<crate::provider::TurnFeed> {
-        crate::provider::TurnFeed::new(self.core()?.clone(), self.number, provider, strict)
+    #[pyo3(signature = (provider = "auto", *, strict = false, text_tools = false))]
+    fn normalizer(&self, provider: &str, strict: bool, text_tools: bool) -> PyResult<crate::provider::TurnFeed> {
+        crate::provider::TurnFeed::new(self.core()?.clone(), self.number, provider, strict, text_tools)
     }
 
     /// Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
-    #[pyo3(signature = (source, provider = "auto", *, strict = false))]
+    #[pyo3(signature = (source, provider = "auto", *, strict = false, text_tools = false))]
     fn relay<'py>(
         slf: &Bound<'py, Self>,
         source: &Bound<'py, PyAny>,
         provider: &str,
         strict: bool,
+        text_tools: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         slf.get().core()?;
-        py.import("turnstream.relay")?.call_method1("relay", (slf, source, provider, strict))
+        py.import("turnstream.relay")?.call_method1("relay", (slf, source, provider, strict, text_tools))
     }
 
     /// Ends the turn. `result`, a text, is the message where no other said anything. A second call does nothing.

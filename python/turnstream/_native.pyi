@@ -569,11 +569,13 @@ def partial_json(text: str, /) -> Any:
 def join_deltas(events: Sequence[Event], max_bytes: int = 0) -> list[Event]:
     """See `turnstream.streams.join`."""
 
-def fold_json(data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False) -> str:
+def fold_json(
+    data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False, text_tools: bool = False
+) -> str:
     """The fold of a whole stream, as the JSON text that `turnstream fold` prints.
 
-    `split` feeds so many bytes at a time; the result does not change. UnknownProvider where `auto` recognises nothing,
-    ProtocolError where the bytes are no stream.
+    `strict` and `text_tools`: see `Normalizer`. `split` feeds so many bytes at a time; the result does not change.
+    UnknownProvider where `auto` recognises nothing, ProtocolError where the bytes are no stream.
     """
 
 @final
@@ -582,9 +584,13 @@ class Normalizer:
 
     The events belong to no session: seq counts from 1, turn is 1. Lenient, a broken frame is a `warning` with its byte
     offset and the stream goes on; strict, it raises ProtocolError.
+
+    With `text_tools`, tool calls that a model wrote into its text by its chat template (`<tool_call>…</tool_call>`,
+    `[TOOL_CALLS]…` and their like) are calls, and the template's end marks (`<|im_end|>`, `</s>`, …) at the text's end
+    are dropped: for servers that were not told to do so. What is not a whole call stays text.
     """
 
-    def __new__(cls, provider: str = "auto", *, strict: bool = False) -> Self: ...
+    def __new__(cls, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> Self: ...
     def feed(self, data: bytes | str) -> list[Event]:
         """Takes bytes, in any split; gives the events that they complete."""
     def finish(self) -> list[Event]:
@@ -798,10 +804,18 @@ class Turn:
     ) -> Coroutine[Any, Any, None]: ...
     def emit(self, type: str, payload: Any = None, **fields: Any) -> int:
         """Appends one event of this turn; returns its seq. TurnEnded after the completion."""
-    def normalizer(self, provider: str = "auto", *, strict: bool = False) -> TurnFeed:
-        """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name."""
-    def relay(self, source: Any, provider: str = "auto", *, strict: bool = False) -> Coroutine[Any, Any, Message]:
-        """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message."""
+    def normalizer(self, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> TurnFeed:
+        """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name.
+
+        `strict` and `text_tools`: see `Normalizer`.
+        """
+    def relay(
+        self, source: Any, provider: str = "auto", *, strict: bool = False, text_tools: bool = False
+    ) -> Coroutine[Any, Any, Message]:
+        """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
+
+        `strict` and `text_tools`: see `Normalizer`.
+        """
     def complete(self, result: str | None = None, *, status: _Status | None = None, reason: str | None = None) -> None:
         """Ends the turn. `result` is the message where no other said anything. A second call does nothing.
 

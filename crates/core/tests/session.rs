@@ -67,7 +67,7 @@ fn after(session: &Session, seq: u64) -> ReadOptions {
 // --- messages and calls: what the log makes of what is said twice, too late or in part ------------------------------
 
 #[test]
-fn edge_1_a_whole_text_without_deltas_is_said_as_one_delta_first() {
+fn edge_01_a_whole_text_without_deltas_is_said_as_one_delta_first() {
     let session = session();
     let turn = start(&session);
     emit(&session, "assistant_message", r#"{"message_id":"m","text":"Hello"}"#);
@@ -76,7 +76,7 @@ fn edge_1_a_whole_text_without_deltas_is_said_as_one_delta_first() {
 }
 
 #[test]
-fn edge_2_the_suffix_that_the_deltas_left_out_is_said_before_the_whole() {
+fn edge_02_the_suffix_that_the_deltas_left_out_is_said_before_the_whole() {
     let session = session();
     let turn = start(&session);
     emit(&session, "text_delta", r#"{"message_id":"m","text":"Hel"}"#);
@@ -97,7 +97,7 @@ fn edge_2_the_suffix_that_the_deltas_left_out_is_said_before_the_whole() {
 }
 
 #[test]
-fn edge_3_a_whole_that_contradicts_withdraws_what_was_shown() {
+fn edge_03_a_whole_that_contradicts_withdraws_what_was_shown() {
     let session = session();
     let turn = start(&session);
     emit(&session, "text_delta", r#"{"message_id":"m","text":"Hallo"}"#);
@@ -112,7 +112,7 @@ fn edge_3_a_whole_that_contradicts_withdraws_what_was_shown() {
 }
 
 #[test]
-fn edge_4_the_runs_result_is_the_message_where_no_other_spoke() {
+fn edge_04_the_runs_result_is_the_message_where_no_other_spoke() {
     let session = session();
     let turn = start(&session);
     session.end_turn(turn, Ending { fallback: Some("Done.".into()), ..Ending::default() });
@@ -128,7 +128,7 @@ fn edge_4_the_runs_result_is_the_message_where_no_other_spoke() {
 }
 
 #[test]
-fn edge_5_two_copies_of_a_message_are_one_in_either_order_and_their_calls_are_merged() {
+fn edge_05_two_copies_of_a_message_are_one_in_either_order_and_their_calls_are_merged() {
     let provider = r#"{"message_id":"m","text":"Hi","tool_calls":[{"call_id":"a","name":"f"}]}"#;
     let transcript = r#"{"message_id":"m","text":"Hi","origin":"transcript","tool_calls":[{"call_id":"b","name":"g"}]}"#;
     for (first, second) in [(provider, transcript), (transcript, provider)] {
@@ -150,7 +150,7 @@ fn edge_5_two_copies_of_a_message_are_one_in_either_order_and_their_calls_are_me
 }
 
 #[test]
-fn edge_6_two_messages_stay_two() {
+fn edge_06_two_messages_stay_two() {
     let session = session();
     let turn = start(&session);
     emit(&session, "assistant_message", r#"{"message_id":"m1","text":"One"}"#);

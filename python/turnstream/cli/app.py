@@ -28,12 +28,15 @@ File = Annotated[str, typer.Argument(metavar="FILE|-", help="A recorded stream, 
 Provider = Annotated[str, typer.Option(metavar="P|auto", help="The wire format; auto looks at the first bytes.")]
 Split = Annotated[int, typer.Option(min=0, metavar="N", help="Feed N bytes at a time; the output does not change.")]
 Strict = Annotated[bool, typer.Option(help="What the format does not allow is an error, not a warning.")]
+TextTools = Annotated[bool, typer.Option(help="Tool calls that the model wrote into its text are calls.")]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")]
 
 
 @app.command()
-def fold(file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False) -> None:
+def fold(
+    file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False, text_tools: TextTools = False
+) -> None:
     """Print what a recorded stream amounts to, as one JSON object.
 
     Exits 0 also for a stream that carries an error of its own; 1 for bytes that are no stream.
@@ -41,14 +44,16 @@ def fold(file: File, provider: Provider = "auto", split: Split = 0, strict: Stri
     with _one_line_errors():
         with _opened(file) as source:
             data = source.read()
-        print(ts._native.fold_json(data, provider, split=split, strict=strict))
+        print(ts._native.fold_json(data, provider, split=split, strict=strict, text_tools=text_tools))
 
 
 @app.command()
-def events(file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False) -> None:
+def events(
+    file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False, text_tools: TextTools = False
+) -> None:
     """Print the events of a stream as NDJSON, each as soon as its bytes have come."""
     with _one_line_errors():
-        normalizer = ts.Normalizer(provider, strict=strict)
+        normalizer = ts.Normalizer(provider, strict=strict, text_tools=text_tools)
         with _opened(file) as source:
             for piece in _pieces(source, split):
                 _print_events(normalizer.feed(piece))

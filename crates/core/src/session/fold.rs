@@ -288,9 +288,9 @@ impl Fold {
 /// Folds a whole stream's bytes, fed `split` bytes at a time (0: at once).
 ///
 /// # Errors
-/// The provider is unknown or not recognised, the bytes are no stream, or the reader is `strict` and they break the format.
-pub fn fold_bytes(data: &[u8], provider: &str, split: usize, strict: bool) -> Result<Fold, ProtocolError> {
-    let mut normalizer = Normalizer::new(provider, Options { strict, ..Options::default() })?;
+/// The provider is unknown or not recognised, the bytes are no stream, or the reader is strict and they break the format.
+pub fn fold_bytes(data: &[u8], provider: &str, split: usize, options: Options) -> Result<Fold, ProtocolError> {
+    let mut normalizer = Normalizer::new(provider, options)?;
     let mut fold = Fold::new(provider);
     for piece in data.chunks(if split == 0 { data.len().max(1) } else { split }) {
         normalizer.feed(piece)?;
