@@ -4,9 +4,12 @@
 //! state machine over the one log; [`FrameStream`] drives it for one client. Invariants: 1. LF only; 2. no frame is
 //! ever split over two chunks; 3. what a frame writer has written, the decoder of the same format reads back equal.
 
+pub mod ag_ui;
+pub mod ai_sdk;
 pub mod native;
 pub mod sse;
 mod stream;
+mod teller;
 
 use std::fmt;
 
@@ -69,11 +72,16 @@ pub enum Format {
     Sse,
     /// The native stream, one JSON object a line.
     Ndjson,
+    /// The Vercel AI SDK's UI message stream.
+    AiSdk,
+    /// AG-UI events.
+    AgUi,
 }
 
 impl Format {
     /// Every format, by the name that a client asks for.
-    pub const ALL: &[(&str, Self)] = &[("sse", Self::Sse), ("ndjson", Self::Ndjson)];
+    pub const ALL: &[(&str, Self)] =
+        &[("sse", Self::Sse), ("ndjson", Self::Ndjson), ("ai-sdk", Self::AiSdk), ("ag-ui", Self::AgUi)];
 
     /// The format of that name.
     pub fn parse(name: &str) -> Option<Self> {
@@ -85,6 +93,8 @@ impl Format {
         match self {
             Self::Sse => Box::new(native::Native::new(native::Framing::Sse)),
             Self::Ndjson => Box::new(native::Native::new(native::Framing::Ndjson)),
+            Self::AiSdk => ai_sdk::encoder(),
+            Self::AgUi => ag_ui::encoder(),
         }
     }
 }

@@ -47,12 +47,17 @@ impl FrameStream {
         encoder: Box<dyn Encoder>,
     ) -> Result<Self, ReadError> {
         let mut read = ReadOptions { state_first: encoder.wants_state(), ..read.clone() };
-        if read.after.is_none() && encoder.one_turn() {
-            read.state_first = false; // nothing of the turn comes before its beginning
-            read.after = Some(Cursor::new(session.epoch(), session.look(|state| state.turn_start.saturating_sub(1))));
+        let mut reader = Reader::open(session, &read)?;
+        if encoder.one_turn() && reader.status() != Status::Finished {
+            // From the turn's beginning, wherever in it the cursor is: a client of such a format wants the whole of it.
+            let before = session.look(|state| state.turn_start.saturating_sub(1));
+            if read.after.is_none() || reader.cursor().seq() > before {
+                read.after = Some(Cursor::new(session.epoch(), before));
+                read.state_first = false; // nothing of the turn comes before its beginning
+                reader = Reader::open(session, &read)?;
+            }
         }
         let left = options.limit.unwrap_or(u64::MAX);
-        let reader = Reader::open(session, &read)?;
         Ok(Self { reader, encoder, options, opened: false, ended: false, left, items: Vec::new() })
     }
 

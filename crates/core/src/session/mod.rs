@@ -25,6 +25,7 @@ pub use hub::Hub;
 pub use log::Entry;
 use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
+pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use turn::{Ending, Started, TurnOptions};
 
 use crate::event::{Context, Json, Payload, PayloadError, Status};
