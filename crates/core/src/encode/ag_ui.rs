@@ -284,8 +284,8 @@ fn write_messages(out: &mut Vec<u8>, past: &Past<'_>) {
             input_messages(&mut messages, &message.id(), input);
             continue;
         }
-        if message.turn == past.turn && !message.done {
-            continue; // told anew
+        if message.choice.unwrap_or(0) > 0 || (message.turn == past.turn && !message.done) {
+            continue; // told apart, told anew
         }
         let id = match message.resets {
             0 => message.id(),

@@ -103,6 +103,8 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Call {
     id: Id,
+    /// The round that opened it: ids may come again in another.
+    round: u32,
     /// Its id on the wire: its own, unless an earlier call of the turn has that.
     pub(super) wire_id: Text,
     pub(super) name: Text,
@@ -169,7 +171,7 @@ pub(super) struct PastMessage<'a> {
     #[serde(borrow, default)]
     pub(super) tool_calls: Vec<PastCall<'a>>,
     #[serde(default)]
-    choice: Option<u64>,
+    pub(super) choice: Option<u64>,
     #[serde(default)]
     finish_reason: Option<Text>,
     #[serde(default)]
@@ -189,6 +191,8 @@ impl PastMessage<'_> {
 pub(super) struct PastCall<'a> {
     pub(super) call_id: Text,
     pub(super) name: Text,
+    #[serde(default)]
+    round: Option<u32>,
     #[serde(default)]
     kind: Option<Text>,
     #[serde(borrow, default)]
@@ -237,6 +241,8 @@ pub(super) struct Teller<V> {
     turn: Turn,
     running: bool,
     finished: bool,
+    /// The round of the event that is told.
+    round: u32,
     messages: Vec<Message>,
     calls: Vec<Call>,
 }
@@ -244,7 +250,7 @@ pub(super) struct Teller<V> {
 impl<V: Voice> Teller<V> {
     pub(super) fn new(voice: V) -> Self {
         let (messages, calls) = (Vec::new(), Vec::new());
-        Self { voice, turn: Turn::new(Arc::from(""), 0, None, None), running: false, finished: false, messages, calls }
+        Self { voice, turn: Turn::new(Arc::from(""), 0, None, None), running: false, finished: false, round: 0, messages, calls }
     }
 
     fn begin(&mut self, turn: Turn, out: &mut Vec<u8>) {
@@ -287,6 +293,7 @@ impl<V: Voice> Teller<V> {
         if !self.running || (turn != 0 && turn != self.turn.number) {
             return; // of no turn, or of one that was told to its end
         }
+        self.round = event.context.round;
         match &event.payload {
             Payload::TextDelta(delta) => self.piece(&delta.message_id, Speech::Text, 0, &delta.text, out),
             Payload::ReasoningDelta(delta) => {
@@ -294,11 +301,11 @@ impl<V: Voice> Teller<V> {
             }
             Payload::RefusalDelta(delta) => self.piece(&delta.message_id, Speech::Refusal, 0, &delta.text, out),
             Payload::ToolCallDelta(delta) => {
-                let at = self.call(&delta.call_id, None);
+                let at = self.call(&delta.call_id);
                 self.arguments(at, &delta.text, out);
             }
             Payload::ToolOutputDelta(delta) => {
-                let at = self.call(&delta.call_id, None);
+                let at = self.call(&delta.call_id);
                 self.start_call(at, out);
                 self.voice.call_output(&self.calls[at], &delta.text, out);
             }
@@ -313,7 +320,7 @@ impl<V: Voice> Teller<V> {
             Payload::AssistantMessage(whole) => self.whole(whole, out),
             Payload::ToolCallStart(start) => self.open_call(start, out),
             Payload::ToolCall(whole) => {
-                let at = self.call(&whole.call_id, None);
+                let at = self.call(&whole.call_id);
                 self.whole_call(at, whole, out);
             }
             Payload::ToolResult(result) => self.result(result, out),
@@ -414,9 +421,8 @@ impl<V: Voice> Teller<V> {
     // calls
 
     /// The newest call of that id; a new one where there is none.
-    fn call(&mut self, id: &Id, message_id: Option<&Id>) -> usize {
-        let same = |call: &Call| call.id == *id && (message_id.is_none() || call.message_id.as_ref() == message_id);
-        self.calls.iter().rposition(same).unwrap_or_else(|| self.new_call(id))
+    fn call(&mut self, id: &Id) -> usize {
+        self.calls.iter().rposition(|call| call.id == *id).unwrap_or_else(|| self.new_call(id))
     }
 
     fn new_call(&mut self, id: &Id) -> usize {
@@ -424,6 +430,7 @@ impl<V: Voice> Teller<V> {
         let wire_id = if earlier == 0 { Text::from(&**id) } else { Text::from(format!("{id}.{earlier}")) };
         self.calls.push(Call {
             id: id.clone(),
+            round: self.round,
             wire_id,
             name: Text::default(),
             kind: Kind::Client,
@@ -588,9 +595,7 @@ impl<V: Voice> Teller<V> {
         self.messages[at].aside |= past.choice.unwrap_or(0) > 0;
         if self.messages[at].aside && past.done && !self.messages[at].done {
             self.messages[at].done = true;
-            if !told {
-                self.voice.choice(&past_whole(past), out);
-            }
+            self.voice.choice(&past_whole(past), out);
             return;
         }
         if told {
@@ -617,7 +622,9 @@ impl<V: Voice> Teller<V> {
 
     fn past_call(&mut self, past: &PastCall<'_>, message_id: Option<&Id>, told: bool, out: &mut Vec<u8>) {
         let whole = past.whole(message_id);
-        let at = self.call(&whole.call_id, message_id);
+        self.round = past.round.unwrap_or(self.round);
+        let same = |call: &Call| call.id == whole.call_id && past.round.is_none_or(|round| round == call.round);
+        let at = self.calls.iter().rposition(same).unwrap_or_else(|| self.new_call(&whole.call_id));
         let call = &mut self.calls[at];
         if !call.started {
             (call.name, call.kind, call.message_id) = (whole.name.clone(), whole.kind, message_id.cloned());

@@ -588,6 +588,8 @@ fn call_json(known: Option<&CallState>, call: &CallRef) -> Json {
     key(&mut out, "name");
     call.name.write(&mut out);
     if let Some(known) = known {
+        key(&mut out, "round");
+        write_u64(&mut out, known.round.into());
         key(&mut out, "kind");
         known.kind.write(&mut out);
         key(&mut out, "arguments");
