@@ -509,11 +509,14 @@ impl State {
             if i > 0 {
                 out.push(b',');
             }
-            let known = self.calls.iter().rfind(|known| {
-                known.turn == message.turn
-                    && known.id == call.call_id
-                    && known.message_id.as_ref().is_none_or(|id| *id == message.id)
-            });
+            let of = |owner: Option<&Id>| {
+                let same = |known: &&CallState| {
+                    (known.turn, &known.id, known.message_id.as_ref()) == (message.turn, &call.call_id, owner)
+                };
+                self.calls.iter().rfind(same)
+            };
+            // One of a later round may have the same id and no message.
+            let known = of(Some(&message.id)).or_else(|| of(None));
             call_json(known, call).write(&mut out);
         }
         out.push(b']');
