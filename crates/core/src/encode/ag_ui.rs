@@ -303,7 +303,7 @@ fn write_messages(out: &mut Vec<u8>, past: &Past<'_>) {
         messages.extend(message.tool_calls.iter().filter_map(told_result));
     }
     for call in &past.other_calls {
-        messages.push(spoken(&call.call_id, "assistant", "", std::slice::from_ref(call)));
+        messages.push(spoken(&call.wire_id, "assistant", "", std::slice::from_ref(call)));
         messages.extend(told_result(call));
     }
     list(out, &messages, |out, message| out.extend_from_slice(message));
@@ -320,7 +320,7 @@ fn spoken(id: &str, role: &str, text: &str, calls: &[PastCall<'_>]) -> Vec<u8> {
         out.extend_from_slice(b",\"toolCalls\":");
         list(&mut out, calls, |out, call| {
             out.extend_from_slice(b"{\"id\":");
-            write_str(out, &call.call_id);
+            write_str(out, &call.wire_id);
             out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
             write_str(out, &call.name);
             out.extend_from_slice(b",\"arguments\":");
@@ -335,9 +335,9 @@ fn spoken(id: &str, role: &str, text: &str, calls: &[PastCall<'_>]) -> Vec<u8> {
 fn told_result(call: &PastCall<'_>) -> Option<Vec<u8>> {
     let result = call.result()?;
     let mut out = b"{\"id\":".to_vec();
-    write_str(&mut out, &result_id(&call.call_id));
+    write_str(&mut out, &result_id(&call.wire_id));
     out.extend_from_slice(b",\"role\":\"tool\",\"toolCallId\":");
-    write_str(&mut out, &call.call_id);
+    write_str(&mut out, &call.wire_id);
     out.extend_from_slice(b",\"content\":");
     write_str(&mut out, &result_text(&result));
     out.push(b'}');

@@ -189,7 +189,10 @@ impl PastMessage<'_> {
 /// One call of a snapshot.
 #[derive(Debug, Deserialize)]
 pub(super) struct PastCall<'a> {
-    pub(super) call_id: Text,
+    call_id: Text,
+    /// Its id on the wire; see [`Call::wire_id`].
+    #[serde(skip)]
+    pub(super) wire_id: Text,
     pub(super) name: Text,
     #[serde(default)]
     round: Option<u32>,
@@ -209,6 +212,36 @@ pub(super) struct PastCall<'a> {
     is_error: bool,
     #[serde(default)]
     output_text: Text,
+}
+
+impl<'a> Past<'a> {
+    fn read(state: &'a Json) -> Option<Self> {
+        let mut past: Self = serde_json::from_str(state.as_str()).ok()?;
+        let mut seen: Vec<(Text, Option<u32>)> = Vec::new();
+        past.calls(|call| seen.push((call.call_id.clone(), call.round)));
+        seen.sort_unstable();
+        seen.dedup();
+        past.calls(|call| {
+            let earlier = seen.iter().filter(|(id, round)| *id == call.call_id && *round < call.round).count();
+            call.wire_id = wire_id(&call.call_id, earlier);
+        });
+        Some(past)
+    }
+
+    /// Each call of the newest turn.
+    fn calls(&mut self, mut see: impl FnMut(&mut PastCall<'a>)) {
+        let of_turn = self.messages.iter_mut().filter(|message| message.turn == self.turn);
+        let named = of_turn.flat_map(|message| &mut message.tool_calls);
+        named.chain(&mut self.other_calls).chain(&mut self.open_calls).for_each(&mut see);
+        for message in self.messages.iter_mut().filter(|message| message.turn != self.turn) {
+            message.tool_calls.iter_mut().for_each(|call| call.wire_id.clone_from(&call.call_id));
+        }
+    }
+}
+
+/// A call's own id, or, where `earlier` calls of the turn have it too, one beside it.
+fn wire_id(id: &str, earlier: usize) -> Text {
+    if earlier == 0 { Text::from(id) } else { Text::from(format!("{id}.{earlier}")) }
 }
 
 impl PastCall<'_> {
@@ -427,11 +460,10 @@ impl<V: Voice> Teller<V> {
 
     fn new_call(&mut self, id: &Id) -> usize {
         let earlier = self.calls.iter().filter(|call| call.id == *id).count();
-        let wire_id = if earlier == 0 { Text::from(&**id) } else { Text::from(format!("{id}.{earlier}")) };
         self.calls.push(Call {
             id: id.clone(),
             round: self.round,
-            wire_id,
+            wire_id: wire_id(id, earlier),
             name: Text::default(),
             kind: Kind::Client,
             message_id: None,
@@ -542,7 +574,7 @@ impl<V: Voice> Teller<V> {
     // what came before, or was missed
 
     fn snapshot(&mut self, session: &Session, state: &Json, out: &mut Vec<u8>) {
-        let Ok(past) = serde_json::from_str::<Past<'_>>(state.as_str()) else { return };
+        let Some(past) = Past::read(state) else { return };
         if self.running && past.turn > self.turn.number {
             // Its end is not in the log any more.
             let error = error_json("trimmed", "the turn's end has left the log", false);
@@ -628,6 +660,7 @@ impl<V: Voice> Teller<V> {
         let call = &mut self.calls[at];
         if !call.started {
             (call.name, call.kind, call.message_id) = (whole.name.clone(), whole.kind, message_id.cloned());
+            call.wire_id.clone_from(&past.wire_id);
         }
         if told {
             (call.started, call.ended, call.resulted) = (true, true, past.status.is_some());
