@@ -1,19 +1,26 @@
 // The npm EventSource: every event once, in order, until the completion; it reconnects by itself.
 //
-// node eventsource.mjs URL prints {"ids", "types", "opens"}.
+// node eventsource.mjs URL… prints a list of {"ids", "types", "opens"}, one for each.
 import { EventSource } from "eventsource";
 
-const types = ["turn_start", "message_start", "text_delta", "assistant_message", "completion"];
-const seen = { ids: [], types: [], opens: 0 };
-const source = new EventSource(process.argv[2]);
-source.addEventListener("open", () => (seen.opens += 1));
-for (const type of types) {
-  source.addEventListener(type, (event) => {
-    seen.ids.push(event.lastEventId);
-    seen.types.push(type);
-    if (type === "completion") {
-      source.close();
-      console.log(JSON.stringify(seen));
+const TYPES = ["turn_start", "message_start", "text_delta", "assistant_message", "completion"];
+
+function follow(url) {
+  return new Promise((resolve) => {
+    const seen = { ids: [], types: [], opens: 0 };
+    const source = new EventSource(url);
+    source.addEventListener("open", () => (seen.opens += 1));
+    for (const type of TYPES) {
+      source.addEventListener(type, (event) => {
+        seen.ids.push(event.lastEventId);
+        seen.types.push(type);
+        if (type === "completion") {
+          source.close();
+          resolve(seen);
+        }
+      });
     }
   });
 }
+
+console.log(JSON.stringify(await Promise.all(process.argv.slice(2).map(follow))));
