@@ -21,12 +21,27 @@ JS = ROOT / "tests" / "js"
 
 def node(script: str, *arguments: str, timeout_s: float = 30.0) -> Any:
     """What `node tests/js/<script>` prints, one JSON value."""
+    return _run(script, *arguments, timeout_s=timeout_s)
+
+
+def _run(*arguments: str, timeout_s: float) -> Any:
     program = need_package("nodejs")
     if not (JS / "node_modules").is_dir():
         pytest.skip("needs tests/js/node_modules: npm ci --prefix tests/js")
-    status, out, err = run_bounded([program, str(JS / script), *arguments], timeout_s=timeout_s)
+    status, out, err = run_bounded([program, *arguments], timeout_s=timeout_s, cwd=JS)
     assert status == 0, f"{out}{err}"
     return json.loads(out)
+
+
+def page(name: str, base_url: str, *, package: tuple[str, str]) -> Any:
+    """What the first JavaScript of docs/<name> prints, run against `base_url`; `package` is known by another name here."""
+    text = (ROOT / "docs" / name).read_text()
+    code = text.split("```js\n", 1)[1].split("```", 1)[0]
+    known, here = package
+    assert f'"{known}"' in code
+    assert "http://127.0.0.1:8000" in code
+    code = code.replace(f'"{known}"', f'"{here}"').replace("http://127.0.0.1:8000", base_url)
+    return _run("--input-type=module", "--eval", code, timeout_s=30)
 
 
 CUTS = 6
@@ -34,7 +49,7 @@ CUTS = 6
 
 @contextmanager
 def cutting(base_url: str, seed: int, *, most: int) -> Iterator[str]:
-    """A proxy whose first `CUTS` streams of events are dropped after a random number of bytes of the answer, up to `most`."""
+    """A proxy whose first `CUTS` streams of events are dropped after a random number of bytes, less than `most`."""
     chance = random.Random(seed)
     cuts = iter([chance.randrange(1, most) for _ in range(CUTS)])
     upstream = ("127.0.0.1", int(base_url.rpartition(":")[2]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from clients import node
+from clients import node, page
 from support import Gate, until
 from test_ai_sdk import agent
 
@@ -95,7 +95,13 @@ def test_a_stream_that_starts_in_the_middle_states_what_is_done_and_reopens_what
     gate.wait()
     seen = client(thread="s", run="run-7", get=f"{base}/sessions/s/events?format=ag-ui&after={hub.session('s').cursor}")
     assert seen["failure"] is None
-    assert kinds(seen)[:5] == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "STEP_STARTED", "TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT"]
+    assert kinds(seen)[:5] == [
+        "RUN_STARTED",
+        "MESSAGES_SNAPSHOT",
+        "STEP_STARTED",
+        "TEXT_MESSAGE_START",
+        "TEXT_MESSAGE_CONTENT",
+    ]
     assert seen["events"][0]["runId"] == "run-7"
     by_id = {message["id"]: message for message in seen["messages"]}
     assert by_id["user-1"] == USER
@@ -136,3 +142,9 @@ def test_a_run_that_fell_off_a_small_log_is_stated_from_its_snapshot(serve: Serv
     seen = client(thread="s", run="x", get=f"{base}/sessions/s/events?format=ag-ui")
     assert seen["failure"] is None
     assert {message["id"]: message["content"] for message in seen["messages"]}["m"] == said
+
+
+def test_the_page_is_right(serve: Serve) -> None:
+    base = serve(ts.asgi.app(ts.Hub(), lambda turn: "Monday: rest."))
+    messages = page("ag-ui.md", base, package=("@ag-ui/client", "@ag-ui/client"))
+    assert [message["content"] for message in messages] == ["Plan a week", "Monday: rest."]

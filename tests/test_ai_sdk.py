@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from clients import node
+from clients import node, page
 from support import Gate, until
 
 import turnstream as ts
@@ -86,7 +86,8 @@ def test_every_part_is_read_by_every_major(serve: Serve, major: str) -> None:
     void = [
         part
         for part in parts[:reset]
-        if part.get("providerMetadata", {}).get("turnstream", {}).get("message_id") == parts[reset]["data"]["message_id"]
+        if part.get("providerMetadata", {}).get("turnstream", {}).get("message_id")
+        == parts[reset]["data"]["message_id"]
     ]
     assert [part["text"] for part in void] == ["It is four"]
     assert [chunk["type"] for chunk in seen["chunks"]][-2:] == ["finish-step", "finish"]
@@ -114,7 +115,7 @@ def test_a_cut_chat_is_resumed_with_the_whole_message(serve: Serve, major: str) 
     gate.open()
     resumed = client(major, base=base, chat="c", resume=True)
     assert resumed["active"]
-    assert [chunk["type"] for chunk in resumed["chunks"]][0] == "start"
+    assert resumed["chunks"][0]["type"] == "start"
     assert resumed["message"]["id"] == "c.1"
     assert [part["text"] for part in resumed["message"]["parts"] if part["type"] == "text"] == ["Hello, world"]
     assert not client(major, base=base, chat="c", resume=True)["active"], "204: nothing runs"
@@ -200,3 +201,8 @@ async def test_what_is_wrong_is_said_before_the_stream(serve: Serve) -> None:
     async with httpx.AsyncClient(base_url=serve(ts.asgi.app(ts.Hub()))) as http:
         response = await http.post("/ai-sdk", json={"id": "c", "messages": [message()]})
         assert (response.status_code, response.json()["error"]["code"]) == (501, "no_agent")
+
+
+def test_the_page_is_right(serve: Serve) -> None:
+    message = page("ai-sdk.md", serve(ts.asgi.app(ts.Hub(), lambda turn: "Monday: rest.")), package=("ai", "ai7"))
+    assert (message["id"], message["parts"][-1]["text"]) == ("trip-to-oslo.1", "Monday: rest.")

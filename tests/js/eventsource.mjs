@@ -23,4 +23,7 @@ function follow(url) {
   });
 }
 
+// The wait before a reconnection does not keep the process alive.
+const alive = setInterval(() => {}, 1000);
 console.log(JSON.stringify(await Promise.all(process.argv.slice(2).map(follow))));
+clearInterval(alive);

@@ -2,8 +2,8 @@
 
 Owns how a `RunAgentInput` becomes a turn. Refuses to know the events of the stream: the core encodes them.
 
-Invariants: 1. the same run again starts nothing and is answered with the same events; 2. what is wrong with the input is
-said before the stream; 3. a client that leaves stops nothing.
+Invariants: 1. the same run again starts nothing and is answered with the same events; 2. what is wrong with the input
+is said before the stream; 3. a client that leaves stops nothing.
 """
 
 from typing import TYPE_CHECKING

@@ -1,9 +1,10 @@
 """The Vercel AI SDK's chat transport: a chat is a session, a request a turn, an answer one UI message.
 
-Owns how a request of `DefaultChatTransport` becomes a turn. Refuses to know the parts of the stream: the core encodes them.
+Owns how a request of `DefaultChatTransport` becomes a turn. Refuses to know the parts of the stream: the core
+encodes them.
 
-Invariants: 1. the same request again starts nothing and is answered with the same turn; 2. a resumed stream is told from
-its `start`; 3. a client that leaves stops nothing.
+Invariants: 1. the same request again starts nothing and is answered with the same turn; 2. a resumed stream is told
+from its `start`; 3. a client that leaves stops nothing.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ TRIGGERS = ("submit-message", REGENERATE)
 
 
 async def ai_sdk(app: "App", request: Request) -> ASGIApp:
-    """200 with the UI message stream of a turn whose input is the whole body: `id`, `messages`, `trigger` and the rest."""
+    """200 with the UI message stream of a turn; its input is the whole body: `id`, `messages`, `trigger` and the rest."""
     body = await request.json()
     session = await app.open(request, body.get("id"), "id")
     last = _last_message(body)
@@ -50,8 +51,8 @@ def _last_message(body: dict[str, Any]) -> dict[str, Any]:
 def _request_id(body: dict[str, Any], last: dict[str, Any], trigger: str) -> str | None:
     """What tells a request that was sent twice from two requests.
 
-    A message alone does not: an edited one keeps its id, an answer that waits for its tools comes back with each result,
-    and to regenerate sends the question again. Where it does not say which answer it replaces, every such request counts.
+    A message's id alone does not: an edited one keeps it, an answer that waits for its tools comes back with each
+    result, and to regenerate sends the question again; where that does not say which answer it replaces, it counts.
     """
     replaces = text_field(body, "messageId")
     if trigger == REGENERATE and replaces is None:

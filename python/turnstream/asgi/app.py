@@ -139,7 +139,7 @@ class App:
         await answer(scope, receive, send)
 
     async def authorize(self, scope: Scope) -> None:
-        """Asks the auth hook. A handler asks again once the body has named the session, as `path_params["session_id"]`."""
+        """Asks the auth hook; a handler asks again once the body has named the session: `path_params["session_id"]`."""
         if self._auth is None:
             return
         try:
