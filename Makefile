@@ -49,6 +49,11 @@ target/.system: .ci/system-packages
 	@$(STEP) install-system .ci/system-packages
 	@mkdir -p target && touch $@
 
+# The released clients that tests drive. npm writes the file last, so it is its own stamp.
+NODE_MODULES := tests/js/node_modules/.package-lock.json
+$(NODE_MODULES): tests/js/package-lock.json target/.system
+	@$(STEP) install-node .ci/node-modules tests/js
+
 # Unoptimised: built in a minute, and fast enough for the few hundred packages it looks at.
 $(CARGO_DENY):
 	@$(STEP) install-cargo-deny cargo install --quiet --locked --debug cargo-deny@0.20.2 --root target/tools --target-dir target/tools/build
@@ -92,7 +97,7 @@ pins: ## resolves requirements/*.in anew into exact versions
 
 clean: ## removes what was built, environments included
 	cargo clean
-	rm -rf $(VENV) .venv-litellm .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm tests/js/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # --- the steps of `make test`; each leaves target/logs/<step>.log -------------------------------------------------------
 
@@ -146,5 +151,5 @@ types: wheel
 verify-types: wheel
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(STEP) $@ pyright --verifytypes turnstream --ignoreexternal
 
-python-test: wheel target/.system
+python-test: wheel target/.system $(NODE_MODULES)
 	@$(STEP) $@ $(BIN)/python -m pytest

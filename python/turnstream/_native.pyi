@@ -719,7 +719,7 @@ class Session:
         after: str | None = None,
         follow: Literal["turn", "session", "none"] = "turn",
         *,
-        format: Literal["sse", "ndjson"] = "sse",
+        format: Literal["sse", "ndjson", "ai-sdk", "ag-ui"] = "sse",
         deltas: Literal["exact", "merged"] = "merged",
         on_trim: Literal["snapshot", "fail"] = "snapshot",
         heartbeat_s: float = 10.0,

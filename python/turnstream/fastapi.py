@@ -7,13 +7,14 @@ Owns no behaviour. Needs `pip install turnstream[fastapi]`; nothing else in the 
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response, params
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from turnstream._native import Hub
 from turnstream.asgi import MAX_BODY_BYTES, ROUTES, Agent, Auth, Route, StreamQuery, app
+from turnstream.asgi.stream import Format
 
 __all__ = ["Respond", "router"]
 
@@ -93,6 +94,19 @@ _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "create": ({"input": _ANY, "metadata": _ANY, "session_id": _TEXT, "client_id": _TEXT}, []),
     "start_turn": ({"input": _ANY, "metadata": _ANY, "client_id": _TEXT}, ["input"]),
     "cancel": ({"reason": _TEXT}, []),
+    "ai_sdk": (
+        {
+            "id": _TEXT,
+            "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            "trigger": {"enum": ["submit-message", "regenerate-message"]},
+            "messageId": _TEXT,
+        },
+        ["id", "messages"],
+    ),
+    "ag_ui": (
+        {"threadId": _TEXT, "runId": _TEXT, "messages": {"type": "array", "items": {"type": "object"}}},
+        ["threadId", "runId", "messages"],
+    ),
 }
 _ERRORS = {
     400: "malformed JSON, query or cursor",
@@ -110,6 +124,9 @@ _ERRORS_OF = {
     "events": (400, 404, 410),
     "cancel": (400, 404, 409, 413, 422),
     "list_sessions": (),
+    "ai_sdk": (400, 409, 413, 422),
+    "ai_sdk_stream": (),
+    "ag_ui": (400, 409, 413, 422),
 }
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -125,7 +142,7 @@ _ERROR_SCHEMA: dict[str, Any] = {
 _QUERY: dict[str, dict[str, Any]] = {
     "after": {"type": "string", "description": "go on after this cursor; of it and Last-Event-ID the later counts"},
     "follow": {"enum": ["turn", "session", "none"], "description": "end with the turn, the session, or what is there"},
-    "format": {"enum": ["sse", "ndjson"]},
+    "format": {"enum": list(get_args(Format))},
     "deltas": {"enum": ["merged", "exact"], "description": "merged: neighbours that are ready together come as one"},
     "on_trim": {"enum": ["snapshot", "fail"], "description": "fail: 410 when events after the cursor are gone"},
     "limit": {"type": "integer", "minimum": 1, "description": "end after so many events"},
@@ -141,6 +158,10 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     if route.name == "events":
         found[200] = {"description": "the stream", "content": {"text/event-stream": {}, "application/x-ndjson": {}}}
         found[204] = {"description": "nothing can follow the cursor"}
+    if route.name in ("ai_sdk", "ai_sdk_stream", "ag_ui"):
+        found[200] = {"description": "the stream", "content": {"text/event-stream": {}}}
+    if route.name == "ai_sdk_stream":
+        found[204] = {"description": "no turn runs"}
     if route.name == "result":
         found[202] = {"description": "no turn has ended yet"}
     return found

@@ -16,11 +16,11 @@ from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
-from turnstream.asgi import sessions
+from turnstream.asgi import ag_ui, ai_sdk, sessions
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, text_field
-from turnstream.asgi.route import SESSION_ID, Route
+from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
-from turnstream.asgi.stream import Streams
+from turnstream.asgi.stream import EventStream, StreamQuery, Streams
 from turnstream.errors import TurnstreamError
 
 Auth: TypeAlias = Callable[[Scope], Any]
@@ -30,7 +30,7 @@ scope holds the route's parameters as `path_params`."""
 MAX_BODY_BYTES = 1 << 20
 """The largest request body, unless told."""
 
-ROUTES: tuple[Route, ...] = (*sessions.ROUTES,)
+ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES)
 
 _PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in ROUTES]
 
@@ -125,7 +125,7 @@ class App:
         """Answers a request whose route is known and whose `path_params` are in its scope."""
         answer: ASGIApp
         try:
-            await self._authorize(scope)
+            await self.authorize(scope)
             answer = await route.handler(self, Request(scope, receive, self._max_body_bytes))
         except HTTPError as error:
             answer = Answer.error(error)
@@ -138,7 +138,8 @@ class App:
             answer = Answer.error(HTTPError(500, "internal", "the server failed; its log says how"))
         await answer(scope, receive, send)
 
-    async def _authorize(self, scope: Scope) -> None:
+    async def authorize(self, scope: Scope) -> None:
+        """Asks the auth hook; a handler asks again once the body has named the session: `path_params["session_id"]`."""
         if self._auth is None:
             return
         try:
@@ -159,6 +160,20 @@ class App:
         if SESSION_ID.fullmatch(session_id) is None:
             raise HTTPError(404, "unknown_session", "no session has such an id")
         return self.hub.find(session_id)
+
+    async def open(self, request: Request, session_id: object, parameter: str) -> Session:
+        """The session that a body names, made where there is none, once the auth hook allows it."""
+        if not isinstance(session_id, str) or SESSION_ID.fullmatch(session_id) is None:
+            raise HTTPError(422, "bad_session_id", f"{parameter}: {SESSION_ID_RULE}", parameter=parameter)
+        request.scope["path_params"] = {**request.scope.get("path_params", {}), "session_id": session_id}
+        await self.authorize(request.scope)
+        if self._runner is None:
+            raise HTTPError(501, "no_agent", "this server runs no agent")
+        return self.hub.session(session_id)
+
+    def stream(self, session: Session, query: StreamQuery | None = None) -> EventStream:
+        """The session's events as a response; `query` overrides what the request asks for."""
+        return EventStream(session, query, heartbeat_s=self.heartbeat_s, retry_ms=self.retry_ms, streams=self.streams)
 
     def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
         if self._runner is None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from turnstream.asgi.app import App
 
 SESSION_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+SESSION_ID_RULE = "an id is 1 to 128 of A-Z a-z 0-9 _ - and, not first, ."
 
 Handler: TypeAlias = "Callable[[App, Request], Awaitable[ASGIApp]]"
 """Reads the request and gives what sends the answer."""

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnstream._native import Session
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, text_field
-from turnstream.asgi.route import SESSION_ID, Route
-from turnstream.asgi.stream import EventStream
+from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.errors import UnknownSession
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ async def create(app: "App", request: Request) -> ASGIApp:
     session_id = text_field(body, "session_id")
     if session_id is not None:
         if SESSION_ID.fullmatch(session_id) is None:
-            raise HTTPError(422, "bad_session_id", "an id is 1 to 128 of A-Z a-z 0-9 _ - and, not first, .")
+            raise HTTPError(422, "bad_session_id", SESSION_ID_RULE)
         with suppress(UnknownSession):
             app.hub.find(session_id)
             raise HTTPError(409, "session_exists", "a session of that id exists", session_id=session_id)
@@ -75,7 +74,7 @@ async def start_turn(app: "App", request: Request) -> ASGIApp:
 
 async def events(app: "App", request: Request) -> ASGIApp:
     """200 with the stream, 204 when nothing can follow the cursor; see EventStream."""
-    return EventStream(app.find(request), heartbeat_s=app.heartbeat_s, retry_ms=app.retry_ms, streams=app.streams)
+    return app.stream(app.find(request))
 
 
 async def messages(app: "App", request: Request) -> ASGIApp:

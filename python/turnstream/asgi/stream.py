@@ -14,18 +14,23 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
 from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
-from turnstream.asgi.http import Answer, HTTPError, Receive, Scope, Send, header
+from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Send, header
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
-Format: TypeAlias = Literal["sse", "ndjson"]
+Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui"]
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
 DRAIN_S = 0.5
 """How long streams may still send what is in the log when the server stops: a turn's completion, for one."""
 
-_CONTENT_TYPE: dict[str, bytes] = {"sse": b"text/event-stream; charset=utf-8", "ndjson": b"application/x-ndjson"}
+_HEADERS: dict[Format, Headers] = {
+    "sse": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    "ndjson": [(b"content-type", b"application/x-ndjson")],
+    "ai-sdk": [(b"content-type", b"text/event-stream"), (b"x-vercel-ai-ui-message-stream", b"v1")],
+    "ag-ui": [(b"content-type", b"text/event-stream")],
+}
 
 
 class StreamQuery(NamedTuple):
@@ -115,7 +120,7 @@ class Streams:
 
 
 class EventStream:
-    """A session's events as an ASGI response: server-sent events, or NDJSON with `?format=ndjson`.
+    """A session's events as an ASGI response: server-sent events, or what `?format=` names.
 
     `query` overrides what the request asks for. A disconnect frees the reader at once and stops nothing else; being
     cancelled frees it too. A malformed or (with `on_trim=fail`) expired cursor is answered 400 or 410; a cursor that
@@ -152,7 +157,7 @@ class EventStream:
             await Answer(204)(scope, receive, send)
             return
         headers = [
-            (b"content-type", _CONTENT_TYPE[query.format]),
+            *_HEADERS[query.format],
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
         ]

@@ -26,6 +26,7 @@ pub use hub::Hub;
 pub use log::Entry;
 use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
+pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use turn::{Ending, Started, TurnOptions};
 pub use waiters::Ticket;
 use waiters::Waiters;
@@ -434,6 +435,18 @@ impl Session {
     pub fn base_snapshot(&self) -> (u64, Json) {
         let inner = self.inner.lock();
         (inner.log.trimmed, inner.log.base.snapshot_json())
+    }
+
+    /// The state after `seq`, or where the log begins if that is later: linear in the events from there to `seq`.
+    pub fn snapshot_at(&self, seq: u64) -> (u64, Json) {
+        let inner = self.inner.lock();
+        let at = seq.clamp(inner.log.trimmed, inner.log.head);
+        if at == inner.log.head {
+            return (at, inner.state.snapshot_json());
+        }
+        let mut state = inner.log.base.clone();
+        inner.log.entries.iter().take_while(|entry| entry.event.seq <= at).for_each(|entry| state.apply(&entry.event));
+        (at, state.snapshot_json())
     }
 
     /// The state at the log's head.
