@@ -287,6 +287,15 @@ impl Session {
         convert::loads(py, json.as_str())
     }
 
+    /// `{"messages", "cursor"}`: what was said so far, and the cursor from which a reader sees exactly the rest.
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (head, messages) = self.core()?.messages_snapshot();
+        let dict = PyDict::new(py);
+        dict.set_item("messages", convert::loads(py, messages.as_str())?)?;
+        dict.set_item("cursor", format!("{}.{head}", self.session.epoch()))?;
+        Ok(dict)
+    }
+
     /// The last turn's `completion`; None while a turn runs or before the first has ended.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.core()?.result().map(|json| convert::loads(py, json.as_str())).transpose()

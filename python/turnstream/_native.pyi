@@ -711,6 +711,9 @@ class Session:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
         `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,
         arguments, and its output once there is one."""
+    def snapshot(self) -> dict[str, Any]:
+        """`{"messages", "cursor"}`, read at one moment: a reader from the cursor sees exactly what the messages do not
+        hold yet. Logs nothing."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
     def statistics(self) -> dict[str, int]:

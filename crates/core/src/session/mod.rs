@@ -396,6 +396,12 @@ impl Session {
         (inner.log.head, inner.state.snapshot_json())
     }
 
+    /// What was said so far, and the seq up to which: a reader from there sees exactly the rest.
+    pub fn messages_snapshot(&self) -> (u64, Json) {
+        let inner = self.inner.lock();
+        (inner.log.head, inner.state.messages_json())
+    }
+
     /// The seq of the oldest event in the log.
     pub fn earliest(&self) -> Option<u64> {
         self.inner.lock().log.entries.front().map(|entry| entry.event.seq)
