@@ -904,6 +904,9 @@ class FrameReader:
     @property
     def status(self) -> str:
         """How the cursor was taken, as in `stream_open`."""
+    @property
+    def cursor(self) -> str:
+        """Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out."""
     def __await__(self) -> Generator[Any, None, bytes]: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[bytes]: ...

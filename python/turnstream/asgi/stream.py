@@ -108,22 +108,28 @@ class Streams:
     def __init__(self) -> None:
         self.closing: bool = False
         self._open: dict[asyncio.Task[Any], Closable] = {}
+        self._draining: dict[asyncio.Task[Any], Closable] = {}
 
     @contextmanager
-    def opened(self, reader: Closable) -> Iterator[None]:
-        """Keeps the current task and its reader while inside."""
+    def opened(self, reader: Closable, *, drains: bool = False) -> Iterator[None]:
+        """Keeps the current task and its reader while inside. `drains`: its close sends what is ready."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._open[task] = reader
+        if drains:
+            self._draining[task] = reader
         if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
             reader.close()
         try:
             yield
         finally:
             del self._open[task]
+            self._draining.pop(task, None)
 
     async def close(self) -> None:
         """Lets the streams send what is ready for up to DRAIN_S, then ends them."""
         self.closing = True
+        for stream in list(self._draining.values()):
+            stream.close()
         if self._open:
             await asyncio.wait(list(self._open), timeout=DRAIN_S)
         for reader in self._open.values():

@@ -30,6 +30,8 @@ CLOSE_S = 1.0
 ENDED, GOING_AWAY, NOT_TEXT, REFUSED, TOO_BIG = 1000, 1001, 1003, 1008, 1009
 """Close codes (RFC 6455, section 7.4.1)."""
 
+_CLOSING = '{"type":"closing","reason":"shutting_down"}'
+_STREAM_OPEN = b'{"type":"stream_open"'
 _HEARTBEAT = '{"type":"heartbeat"}'
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -64,7 +66,10 @@ class EventSocket:
         farewell: Farewell | None = None
         try:
             await receive()
-            with self._app.streams.opened(self), suppress(OSError):  # OSError: the client has left (ASGI 2.4)
+            with (
+                self._app.streams.opened(self, drains=True),
+                suppress(OSError),
+            ):  # OSError: the client has left (ASGI 2.4)
                 await send({"type": "websocket.accept"})
                 farewell = await _first(self._write(), self._listen(receive))
         finally:
@@ -92,10 +97,21 @@ class EventSocket:
             except TimeoutError:
                 return Farewell(REFUSED, "write_deadline")
             if self._closing:
+                await self._say_the_rest()
                 return Farewell(GOING_AWAY, "shutting_down")
             if self._next is None:
                 return Farewell(ENDED, "ended")
             self._reader, self._next = self._next, None
+
+    async def _say_the_rest(self) -> None:
+        """What was logged before the close: the completion of a turn that the server's stop has cancelled."""
+        query = self._query._replace(after=self._reader.cursor, follow="none")
+        with suppress(TimeoutError, TurnstreamError):
+            async for lines in self._open(query):
+                for line in lines.split(b"\n")[:-1]:
+                    if not line.startswith(_STREAM_OPEN):
+                        await self._say(line.decode())
+            await self._say(_CLOSING)
 
     async def _say(self, text: str) -> None:
         async with self._sending, asyncio.timeout(self.WRITE_S):
