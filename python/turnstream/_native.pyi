@@ -690,7 +690,7 @@ class Session:
         after: str | None = None,
         follow: Literal["turn", "session", "none"] = "turn",
         *,
-        format: Literal["sse", "ndjson", "ai-sdk", "ag-ui"] = "sse",
+        format: Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"] = "sse",
         deltas: Literal["exact", "merged"] = "merged",
         on_trim: Literal["snapshot", "fail"] = "snapshot",
         heartbeat_s: float = 10.0,
@@ -716,6 +716,12 @@ class Session:
         hold yet. Logs nothing."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
+    def answer(self, after: str, format: Literal["openai-chat", "openai-responses"]) -> str | None:
+        """The turn that begins after the cursor `after`, as the format's answer without stream: JSON.
+
+        None where no turn begins there, or its beginning has left the log; for "openai-chat", which knows no partial
+        answer, also while the turn runs. CursorError where the cursor is malformed.
+        """
     def statistics(self) -> dict[str, int]:
         """Exact counts: appended, duplicates, late, refused, evicted, retained, bytes, readers."""
     def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
-from turnstream.asgi import ag_ui, ai_sdk, poll, sessions, websocket
+from turnstream.asgi import ag_ui, ai_sdk, openai, poll, sessions, websocket
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, answered, text_field
 from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
@@ -30,7 +30,7 @@ scope holds the route's parameters as `path_params`."""
 MAX_BODY_BYTES = 1 << 20
 """The largest request body, unless told."""
 
-ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *poll.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES)
+ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *poll.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES, *openai.ROUTES)
 
 SOCKETS: tuple[Route, ...] = (*websocket.ROUTES,)
 """The routes of WebSockets."""
@@ -130,17 +130,18 @@ class App:
         """Answers a request whose route is known and whose `path_params` are in its scope."""
         answer: ASGIApp
         try:
+            route.name_params(scope["path_params"])
             await self.authorize(scope)
             answer = await route.handler(self, Request(scope, receive, self.max_body_bytes))
         except HTTPError as error:
-            answer = Answer.error(error)
+            answer = route.refuse(error)
         except TurnstreamError as error:
-            answer = Answer.error(HTTPError.of(error))
+            answer = route.refuse(HTTPError.of(error))
         except ConnectionAbortedError:
             return
         except Exception:
             log.exception("%s %s", route.method, route.path)
-            answer = Answer.error(HTTPError(500, "internal", "the server failed; its log says how"))
+            answer = route.refuse(HTTPError(500, "internal", "the server failed; its log says how"))
         await answered(answer, scope, receive, send)
 
     async def authorize(self, scope: Scope) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from turnstream.asgi.http import ASGIApp, Request
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request
 
 if TYPE_CHECKING:
     from turnstream.asgi.app import App
@@ -23,6 +23,10 @@ class Route(NamedTuple):
     path: str
     handler: Handler
     summary: str
+    refuse: Callable[[HTTPError], Answer] = Answer.error
+    """How an error is said here."""
+    name_params: Callable[[dict[str, str]], None] = lambda _: None
+    """Adds to `path_params` what the auth hook is to know besides."""
 
     @property
     def name(self) -> str:

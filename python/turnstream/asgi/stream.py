@@ -18,7 +18,7 @@ from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Sen
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
-Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui"]
+Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"]
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
@@ -30,6 +30,8 @@ _HEADERS: dict[Format, Headers] = {
     "ndjson": [(b"content-type", b"application/x-ndjson")],
     "ai-sdk": [(b"content-type", b"text/event-stream"), (b"x-vercel-ai-ui-message-stream", b"v1")],
     "ag-ui": [(b"content-type", b"text/event-stream")],
+    "openai-chat": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    "openai-responses": [(b"content-type", b"text/event-stream; charset=utf-8")],
 }
 
 

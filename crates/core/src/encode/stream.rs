@@ -57,6 +57,12 @@ impl FrameStream {
             (read.after, read.state_first) = (Some(Cursor::new(session.epoch(), before)), false);
             reader = Reader::open(session, &read)?;
         }
+        if encoder.numbered() {
+            read.merge = false;
+            if let Some(cursor) = read.after.take_if(|cursor| cursor.epoch().is_none_or(|epoch| *epoch == **session.epoch())) {
+                read.after = Some(Cursor::new(session.epoch(), session.turn_before(cursor.seq())));
+            }
+        }
         let left = options.limit.unwrap_or(u64::MAX);
         Ok(Self { reader, encoder, options, opened: false, ended: false, left, items: Vec::new() })
     }
