@@ -56,15 +56,15 @@ def answering(turn: ts.Turn) -> None:
 
 def calling(turn: ts.Turn) -> None:
     """An agent that leaves a call to its client."""
-    turn.emit("text_delta", message_id="m1", text="One moment.")
-    turn.emit("tool_call_start", call_id="c1", name="weather", message_id="m1")
+    turn.emit("text_delta", message_id="m9", text="One moment.")
+    turn.emit("tool_call_start", call_id="c1", name="weather", message_id="m9")
     turn.emit("tool_call_delta", call_id="c1", text='{"city":')
     turn.emit("tool_call_delta", call_id="c1", text='"Oslo"}')
     turn.emit("tool_call", call_id="c1", name="weather", arguments={"city": "Oslo"}, arguments_raw='{"city":"Oslo"}')
-    turn.emit("tool_call_start", call_id="c2", name="search", message_id="m1")  # the agent's own
+    turn.emit("tool_call_start", call_id="c2", name="search", message_id="m9")  # the agent's own
     turn.emit("tool_call", call_id="c2", name="search", arguments={}, arguments_raw="{}")
     turn.emit("tool_result", call_id="c2", output="nothing", is_error=True)
-    turn.emit("assistant_message", message_id="m1", text="One moment.", finish_reason="tool_calls")
+    turn.emit("assistant_message", message_id="m9", text="One moment.", finish_reason="tool_calls")
 
 
 def failing(turn: ts.Turn) -> None:
@@ -157,7 +157,8 @@ async def test_chat_without_stream(serve: Serve, hub: ts.Hub, http: httpx.AsyncC
     assert (choice.message.content, choice.finish_reason) == (ANSWER, "stop")
     assert (choice.message.tool_calls, choice.message.reasoning_content) == (None, "The user asks.So look.")
     assert whole.usage.total_tokens == 41
-    called = await client(base).chat.completions.create(**chat("call", tools=[CHAT_TOOL]))
+    async with client(base) as api:
+        called = await api.chat.completions.create(**chat("call", tools=[CHAT_TOOL]))
     (call,) = called.choices[0].message.tool_calls or []
     assert call.type == "function"
     assert (call.id, call.function.name, call.function.arguments) == ("c1", "weather", '{"city":"Oslo"}')
@@ -455,9 +456,21 @@ async def test_a_session_is_followed_in_openais_formats(serve: Serve, hub: ts.Hu
 
 
 async def test_missing_history_is_an_error_and_no_other_number(serve: Serve, http: httpx.AsyncClient) -> None:
-    hub = ts.Hub(limits=ts.Limits(max_events=30))
-    base = serve(app(hub, lambda turn: [turn.emit("text_delta", message_id="m", text=word) for word in WORDS] and None))
-    made = (await http.post(f"{base}/v1/responses", json=asked("x"))).json()
-    assert made["output"][0]["content"][0]["text"] == "".join(WORDS)  # by what is left: the message, whole
-    (error,) = seen_events((await http.get(f"{base}/v1/responses/{made['id']}?stream=true&starting_after=0")).text)[-1:]
+    hub = ts.Hub(limits=ts.Limits(max_events=40))
+
+    def long(turn: ts.Turn) -> None:
+        for message_id, words in (("m1", WORDS[:25]), ("m2", WORDS[25:])):
+            for word in words if message_id == "m1" or turn.input["model"] == "two" else WORDS:
+                turn.emit("text_delta", message_id=message_id, text=word)
+            turn.emit("assistant_message", message_id=message_id)
+
+    base = serve(app(hub, long))
+    made = (await http.post(f"{base}/v1/responses", json=asked("two"))).json()
+    said = [part["text"] for item in made["output"] for part in item["content"]]
+    assert said == ["".join(WORDS[:25]), "".join(WORDS[25:])]  # what is left, the messages, is whole
+    *_, error = seen_events((await http.get(f"{base}/v1/responses/{made['id']}?stream=true&starting_after=0")).text)
     assert (error.type, error.code) == ("error", "history_trimmed")
+    *_, text = data((await http.get(f"{base}/sessions/{hub.sessions()[0].id}/events?format=openai-chat")).text)
+    assert json.loads(text)["error"]["code"] == "history_trimmed"
+    gone = await http.post(f"{base}/v1/responses", json=asked("beyond"))  # more than the log holds, its beginning too
+    assert (gone.status_code, gone.json()["error"]["code"]) == (500, "history_trimmed")

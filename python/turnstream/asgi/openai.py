@@ -100,7 +100,7 @@ def _refuse(error: HTTPError) -> Answer:
 def _answer(run: _Run, format: Format) -> Answer:
     text = run.session.answer(run.cursor, format)
     if text is None:
-        raise HTTPError(404, "not_found", "the server does not hold this answer any more")
+        return _refuse(HTTPError(500, "history_trimmed", "the server no longer holds all of this answer"))
     if text.startswith('{"error":'):
         return Answer.of_json(500, text)
     return Answer.of_json(200, text)
