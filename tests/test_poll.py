@@ -177,7 +177,7 @@ def test_a_snapshot_is_one_moment(hub: ts.Hub) -> None:
 
     session = hub.session("s")
     turn = session.turn("go")
-    writer = threading.Thread(target=lambda: [speak(turn, ["x"]) for _ in range(20_000)])
+    writer = threading.Thread(target=speak, args=(turn, ["x"] * 20_000))
     writer.start()
     seen = 0
     while writer.is_alive() or not seen:

@@ -5,6 +5,7 @@ Owns no behaviour. Needs `pip install turnstream[fastapi]`; nothing else in the 
     app.include_router(turnstream.fastapi.router(hub, agent=agent))
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -75,7 +76,7 @@ def router(
             response_class=Response,
             responses=_responses(route),
             openapi_extra=_openapi(route),
-            tags=["sessions"],
+            tags=["openai" if route.path.startswith("/v1/") else "sessions"],
         )
         if route.method == "GET":
             api.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
@@ -104,6 +105,7 @@ def _socket_endpoint(application: ASGIApp) -> Callable[[WebSocket], Awaitable[No
 _SUCCESS = {"create": 201, "start_turn": 202, "cancel": 202, "delete": 204}
 _ANY: dict[str, Any] = {"description": "any JSON, handed to the agent untouched"}
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 256}
+_CHAT = ["model", "messages"]
 _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "create": ({"input": _ANY, "metadata": _ANY, "session_id": _TEXT, "client_id": _TEXT}, []),
     "start_turn": ({"input": _ANY, "metadata": _ANY, "client_id": _TEXT}, ["input"]),
@@ -121,6 +123,8 @@ _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"threadId": _TEXT, "runId": _TEXT, "messages": {"type": "array", "items": {"type": "object"}}},
         ["threadId", "runId", "messages"],
     ),
+    "chat_completions": ({"model": _TEXT, "messages": {"type": "array"}, "stream": {"type": "boolean"}}, _CHAT),
+    "create_response": ({"model": _TEXT, "input": _ANY, "stream": {"type": "boolean"}}, ["model", "input"]),
 }
 _ERRORS = {
     400: "malformed JSON, query or cursor",
@@ -137,6 +141,10 @@ _ERRORS_OF = {
     "start_turn": (400, 404, 409, 413, 422),
     "events": (400, 404, 410),
     "poll": (400, 404, 410),
+    "chat_completions": (400, 413),
+    "create_response": (400, 404, 409, 413),
+    "retrieve_response": (400, 404),
+    "models": (),
     "cancel": (400, 404, 409, 413, 422),
     "list_sessions": (),
     "ai_sdk": (400, 409, 413, 422),
@@ -161,10 +169,13 @@ _QUERY: dict[str, dict[str, Any]] = {
     "deltas": {"enum": ["merged", "exact"], "description": "merged: neighbours that are ready together come as one"},
     "on_trim": {"enum": ["snapshot", "fail"], "description": "fail: 410 when events after the cursor are gone"},
     "limit": {"type": "integer", "minimum": 1, "description": "end after so many events"},
+    "stream": {"type": "boolean", "default": False, "description": "its events instead"},
+    "starting_after": {"type": "integer", "minimum": 0, "description": "go on after the event of this number"},
     "wait_s": {"type": "number", "minimum": 0, "description": "wait so long for the first event, 55 at most"},
 }
 _QUERIED = {
     "events": ("after", "follow", "format", "deltas", "on_trim", "limit"),
+    "retrieve_response": ("stream", "starting_after"),
     "poll": ("after", "follow", "deltas", "on_trim", "limit", "wait_s"),
 }
 
@@ -189,14 +200,15 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
 
 def _openapi(route: Route) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": []}
-    if "{session_id}" in route.path:
-        found["parameters"].append({"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}})
+    for name in re.findall(r"{(\w+)}", route.path):
+        found["parameters"].append({"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
     if route.name in _QUERIED:
         defaults = StreamQuery._field_defaults
         for name in _QUERIED[route.name]:
             default = {} if defaults.get(name) is None else {"default": defaults[name]}
             found["parameters"].append({"name": name, "in": "query", "schema": _QUERY[name] | default})
-        found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
+        if "after" in _QUERIED[route.name]:
+            found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
     if route.name in _BODIES:
         properties, required = _BODIES[route.name]
         schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})
