@@ -96,6 +96,11 @@ fn parsed(json: &str) -> Value {
     serde_json::from_str(json).expect("the table holds JSON")
 }
 
+/// A call's arguments as a client may parse them: some providers send nothing where there are none.
+pub(super) fn whole_arguments(raw: &str) -> &str {
+    if raw.is_empty() { "{}" } else { raw }
+}
+
 /// A turn's usage by the names of one API: (input, its details, output, its details).
 pub(super) fn usage(usage: Option<&Json>, names: [&str; 4], write_tokens: bool) -> Option<Value> {
     let usage = usage?.to_value();

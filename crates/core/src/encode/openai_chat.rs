@@ -10,7 +10,7 @@
 
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, usage};
+use super::openai::{Phase, Request, usage, whole_arguments};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Completion, Event, FinishReason, Id, Json, Payload, Status, Text};
@@ -25,6 +25,7 @@ struct Call {
     message_id: Option<Id>,
     name: Text,
     arguments: String,
+    withdrawn: bool,
 }
 
 /// One of the answers that the client asked for.
@@ -37,7 +38,8 @@ struct Choice {
     /// What was shown is followed by something else: a blank line parts the two.
     parted: bool,
     calls: Vec<Call>,
-    finish: Option<(FinishReason, Option<Text>)>,
+    /// How its last message ended, and in the provider's word.
+    finish: Option<(Id, FinishReason, Option<Text>)>,
     /// The whole texts, for a body.
     content: String,
     reasoning: String,
@@ -87,8 +89,8 @@ impl Chat {
             if !choice.reasoning.is_empty() {
                 message["reasoning_content"] = choice.reasoning.as_str().into();
             }
-            if !choice.calls.is_empty() {
-                let calls = choice.calls.iter().map(|call| {
+            if choice.calls.iter().any(|call| !call.withdrawn) {
+                let calls = choice.calls.iter().filter(|call| !call.withdrawn).map(|call| {
                     let function = json!({ "name": call.name.as_str(), "arguments": call.arguments });
                     json!({ "id": &*call.id, "type": "function", "function": function })
                 });
@@ -149,10 +151,13 @@ impl Chat {
             Payload::MessageReset(reset) => {
                 let at = self.choice(&reset.message_id);
                 let stands = reset.reason.as_deref() == Some("contradicted");
-                let calls = &mut self.choices[at].calls;
-                if self.whole {
-                    calls.retain(|call| stands || call.message_id.as_ref() != Some(&reset.message_id));
-                } else if !stands && calls.iter().any(|call| call.message_id.as_ref() == Some(&reset.message_id)) {
+                let of_it = |call: &&mut Call| !stands && call.message_id.as_ref() == Some(&reset.message_id);
+                let mut withdrawn = 0;
+                for call in self.choices[at].calls.iter_mut().filter(of_it) {
+                    call.withdrawn = true;
+                    withdrawn += 1;
+                }
+                if withdrawn > 0 && !self.whole {
                     self.fail(out, "withdrawn", "a tool call that was shown has been withdrawn; it must not be run");
                 } else {
                     self.choices[at].parted = self.choices[at].speaking.take().is_some();
@@ -162,7 +167,7 @@ impl Chat {
                 self.learn_model(message.model.as_deref());
                 let at = self.choice(&message.message_id);
                 let choice = &mut self.choices[at];
-                choice.finish = Some((message.finish_reason, message.finish_reason_raw.clone()));
+                choice.finish = Some((message.message_id.clone(), message.finish_reason, message.finish_reason_raw.clone()));
                 for (all, text) in [
                     (&mut choice.content, &*message.text),
                     (&mut choice.reasoning, &*message.reasoning),
@@ -181,7 +186,7 @@ impl Chat {
             Payload::ToolCall(call) if self.request.is_the_clients(call.kind, &call.name) => {
                 let known = self.call(event.context.round, &call.call_id, call.message_id.as_ref(), &call.name, out);
                 let shown = &self.choices[known.0].calls[known.1].arguments;
-                if let Some(rest) = call.arguments_raw.strip_prefix(shown.as_str()).map(str::to_owned) {
+                if let Some(rest) = whole_arguments(&call.arguments_raw).strip_prefix(shown.as_str()).map(str::to_owned) {
                     self.arguments(event.context.round, &call.call_id, &rest, out);
                 }
             }
@@ -269,7 +274,7 @@ impl Chat {
             out.extend_from_slice(br#","arguments":""}}]"#);
         });
         let (id, message_id, name) = (id.clone(), message.cloned(), name.clone());
-        self.choices[at].calls.push(Call { round, id, message_id, name, arguments: String::new() });
+        self.choices[at].calls.push(Call { round, id, message_id, name, arguments: String::new(), withdrawn: false });
         (at, index)
     }
 
@@ -370,10 +375,13 @@ impl Chat {
 impl Choice {
     /// Why it ended, in the protocol's words.
     fn reason(&self) -> &'static str {
-        match &self.finish {
-            Some((FinishReason::Length, _)) => "length",
-            Some((FinishReason::ContentFilter, _)) => "content_filter",
-            Some((FinishReason::ToolCalls, raw)) if !self.calls.is_empty() => match raw.as_deref() {
+        let Some((message, reason, raw)) = &self.finish else { return "stop" };
+        // Calls of earlier rounds have been answered, and those of the agent's own are not shown.
+        let of_it = |call: &Call| !call.withdrawn && call.message_id.as_ref().is_none_or(|id| id == message);
+        match reason {
+            FinishReason::Length => "length",
+            FinishReason::ContentFilter => "content_filter",
+            FinishReason::ToolCalls | FinishReason::Unknown if self.calls.iter().any(of_it) => match raw.as_deref() {
                 Some("function_call") => "function_call",
                 _ => "tool_calls",
             },

@@ -12,7 +12,7 @@
 
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, usage};
+use super::openai::{Phase, Request, usage, whole_arguments};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, Completion, Event, FinishReason, Id, Json, Kind, Payload, Status, Text};
@@ -178,6 +178,11 @@ impl Responses {
             }
             Payload::Citation(citation) => self.annotate(citation, out),
             Payload::ToolCallStart(start) => {
+                if let Some(at) = self.known(round, &start.call_id).filter(|at| self.items[*at].withdrawn)
+                    && let Content::Call(call) = &mut self.items[at].content
+                {
+                    call.id = "".into(); // said anew under the same id
+                }
                 self.call(round, &start.call_id, &start.name, start.kind, start.message_id.as_ref(), out);
             }
             Payload::ToolCallDelta(delta) => {
@@ -187,7 +192,7 @@ impl Responses {
             }
             Payload::ToolCall(whole) => {
                 let at = self.call(round, &whole.call_id, &whole.name, whole.kind, whole.message_id.as_ref(), out);
-                self.end_arguments(at, &whole.arguments_raw, out);
+                self.end_arguments(at, whole_arguments(&whole.arguments_raw), out);
             }
             Payload::ToolResult(result) => {
                 let text = result.output.as_ref().map(|output| match output.to_value() {
@@ -357,7 +362,7 @@ impl Responses {
             Content::Call(call) => call.id == *call_id && round.is_none_or(|round| call.round == round),
             _ => false,
         };
-        let find = |round| self.items.iter().rposition(|item| call(item, round) && !item.withdrawn);
+        let find = |round| self.items.iter().rposition(|item| call(item, round));
         find(Some(round)).or_else(|| find(None).filter(|at| self.items[*at].status == "in_progress"))
     }
 
@@ -377,8 +382,9 @@ impl Responses {
     }
 
     fn arguments(&mut self, at: usize, text: &str, out: &mut Vec<u8>) {
+        let open = self.items[at].status == "in_progress";
         let Content::Call(call) = &mut self.items[at].content else { return };
-        if text.is_empty() || call.whole {
+        if text.is_empty() || call.whole || !open {
             return;
         }
         call.arguments.push_str(text);
@@ -393,7 +399,7 @@ impl Responses {
 
     fn end_arguments(&mut self, at: usize, raw: &str, out: &mut Vec<u8>) {
         let Content::Call(call) = &self.items[at].content else { return };
-        if call.whole {
+        if call.whole || self.items[at].status != "in_progress" {
             return;
         }
         let rest = raw.strip_prefix(call.arguments.as_str()).unwrap_or("").to_owned();
