@@ -145,8 +145,10 @@ class App:
         await answered(answer, scope, receive, send)
 
     async def authorize(self, scope: Scope) -> None:
-        """Asks the auth hook: HTTPError 401 or 403, or what the hook raises. A handler asks again once the body has named the
-        session, as `path_params["session_id"]`."""
+        """Asks the auth hook: HTTPError 401 or 403, or what the hook raises.
+
+        A handler asks again once the body has named the session, as `path_params["session_id"]`.
+        """
         if self._auth is None:
             return
         try:

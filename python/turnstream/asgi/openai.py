@@ -107,8 +107,7 @@ def _answer(run: _Run, format: Format) -> Answer:
 
 
 def _stream(app: "App", run: _Run, format: Format) -> EventStream:
-    query = StreamQuery(after=run.cursor, format=format)
-    return EventStream(run.session, query, heartbeat_s=app.heartbeat_s, streams=app.streams)
+    return app.stream(run.session, StreamQuery(after=run.cursor, format=format))
 
 
 def _start(app: "App", session: Session | None, body: dict[str, Any]) -> _Run:
