@@ -199,7 +199,8 @@ impl Responses {
                     Value::String(text) => text,
                     _ => output.as_str().to_owned(),
                 });
-                if let Some(at) = self.known(round, &result.call_id)
+                let waits = |at: &usize| self.items[*at].status == "in_progress";
+                if let Some(at) = self.known(round, &result.call_id).filter(waits)
                     && let Content::Call(call) = &mut self.items[at].content
                     && call.server.is_some()
                 {
