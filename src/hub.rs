@@ -6,7 +6,7 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use turnstream_core::encode::{Format, FrameStream, StreamOptions};
+use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
 use turnstream_core::session::{self as core, TurnOptions};
@@ -163,6 +163,13 @@ impl Session {
     }
 }
 
+fn parse_format(name: &str) -> PyResult<Format> {
+    Format::parse(name).ok_or_else(|| {
+        let known: Vec<_> = Format::ALL.iter().map(|(name, _)| *name).collect();
+        PyValueError::new_err(format!("format: expected one of {}", known.join(", ")))
+    })
+}
+
 #[pymethods]
 impl Session {
     /// Its id.
@@ -295,10 +302,7 @@ impl Session {
     ) -> PyResult<Py<PyAny>> {
         check_fork(self.made)?;
         let read = read_options(after, follow, deltas, on_trim, false)?;
-        let format = Format::parse(format).ok_or_else(|| {
-            let known: Vec<_> = Format::ALL.iter().map(|(name, _)| *name).collect();
-            PyValueError::new_err(format!("format: expected one of {}", known.join(", ")))
-        })?;
+        let format = parse_format(format)?;
         let heartbeat = Duration::try_from_secs_f64(heartbeat_s)
             .map_err(|_| PyValueError::new_err("heartbeat_s: expected seconds, 0 for none"))?;
         let options = StreamOptions { heartbeat_s, max_bytes, limit, retry_ms };
@@ -318,9 +322,27 @@ impl Session {
         convert::loads(py, json.as_str())
     }
 
+    /// `{"messages", "cursor"}`: what was said so far, and the cursor from which a reader sees exactly the rest.
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (head, messages) = self.core()?.messages_snapshot();
+        let dict = PyDict::new(py);
+        dict.set_item("messages", convert::loads(py, messages.as_str())?)?;
+        dict.set_item("cursor", format!("{}.{head}", self.session.epoch()))?;
+        Ok(dict)
+    }
+
     /// The last turn's `completion`; None while a turn runs or before the first has ended.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.core()?.result().map(|json| convert::loads(py, json.as_str())).transpose()
+    }
+
+    /// The turn that begins after the cursor `after`, as the format's answer to a request that does not stream: JSON.
+    /// None where no turn begins there, or the format knows no partial answer and the turn runs.
+    fn answer(&self, after: &str, format: &str) -> PyResult<Option<String>> {
+        let format = parse_format(format)?;
+        let cursor = Cursor::parse(after).map_err(errors::cursor)?;
+        let body = openai::body(self.core()?, cursor, format).map_err(|error| errors::read(&error))?;
+        Ok(body.map(|json| json.as_str().to_owned()))
     }
 
     /// Exact counts of what the session did.

@@ -578,6 +578,12 @@ impl FrameReader {
         Self::set_timer(slf, this.heartbeat.saturating_sub(silent))
     }
 
+    /// Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out.
+    #[getter]
+    fn cursor(&self) -> PyResult<String> {
+        self.shared.act(|both| Ok(both.source.stream.reader().cursor().to_string()))
+    }
+
     fn __iter__(slf: Py<Self>) -> BlockingFrameReader {
         BlockingFrameReader { reader: slf }
     }

@@ -719,7 +719,7 @@ class Session:
         after: str | None = None,
         follow: Literal["turn", "session", "none"] = "turn",
         *,
-        format: Literal["sse", "ndjson", "ai-sdk", "ag-ui"] = "sse",
+        format: Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"] = "sse",
         deltas: Literal["exact", "merged"] = "merged",
         on_trim: Literal["snapshot", "fail"] = "snapshot",
         heartbeat_s: float = 10.0,
@@ -740,8 +740,17 @@ class Session:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
         `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,
         arguments, and its output once there is one."""
+    def snapshot(self) -> dict[str, Any]:
+        """`{"messages", "cursor"}`, read at one moment: a reader from the cursor sees exactly what the messages do not
+        hold yet. Logs nothing."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
+    def answer(self, after: str, format: Literal["openai-chat", "openai-responses"]) -> str | None:
+        """The turn that begins after the cursor `after`, as the format's answer without stream: JSON.
+
+        None where no turn begins there, or its beginning has left the log; for "openai-chat", which knows no partial
+        answer, also while the turn runs. CursorError where the cursor is malformed.
+        """
     def statistics(self) -> dict[str, int]:
         """Exact counts: appended, duplicates, late, refused, evicted, retained, bytes, readers,
         subscriber_failures."""
@@ -955,6 +964,9 @@ class FrameReader:
     @property
     def status(self) -> str:
         """How the cursor was taken, as in `stream_open`."""
+    @property
+    def cursor(self) -> str:
+        """Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out."""
     def __await__(self) -> Generator[Any, None, bytes]: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[bytes]: ...

@@ -10,14 +10,14 @@ import asyncio
 import inspect
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
-from turnstream.asgi import ag_ui, ai_sdk, sessions
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, text_field
+from turnstream.asgi import ag_ui, ai_sdk, openai, poll, sessions, websocket
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, answered, text_field
 from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
 from turnstream.asgi.stream import EventStream, StreamQuery, Streams
@@ -30,9 +30,12 @@ scope holds the route's parameters as `path_params`."""
 MAX_BODY_BYTES = 1 << 20
 """The largest request body, unless told."""
 
-ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES)
+ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *poll.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES, *openai.ROUTES)
 
-_PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in ROUTES]
+SOCKETS: tuple[Route, ...] = (*websocket.ROUTES,)
+"""The routes of WebSockets."""
+
+_PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in (*ROUTES, *SOCKETS)]
 
 log: logging.Logger = logging.getLogger("turnstream")
 
@@ -50,6 +53,7 @@ class App:
         heartbeat_s: float,
         retry_ms: int | None,
         max_body_bytes: int,
+        origins: Sequence[str] | None,
     ) -> None:
         self.hub = hub
         self._runner = None if agent is None else Runner(agent)
@@ -57,7 +61,8 @@ class App:
         self._listing = listing
         self.heartbeat_s = heartbeat_s
         self.retry_ms = retry_ms
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        self.origins = None if origins is None else frozenset(origins)
         self.streams = Streams()
 
     # the life of the application
@@ -69,11 +74,8 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
             await send({"type": "lifespan.shutdown.complete"})
-        elif scope["type"] == "http":
-            await self._route(scope, receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close"})
+            await self._route(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
@@ -90,32 +92,35 @@ class App:
     async def shutdown(self) -> None:
         """Cancels the running turns, then ends the streams. Takes at most GRACE_S + DRAIN_S; may be called again."""
         self.streams.closing = True
-        if self._runner is not None:
-            await self._runner.close()
-        await self.streams.close()
+        # The turns end at once, before anything is awaited: the streams need not wait for the agents' cleaning up.
+        runner = [] if self._runner is None else [self._runner.close()]
+        await asyncio.gather(*runner, self.streams.close())
 
     # the way of a request
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        method = scope.get("method", "WS")
         allowed: set[str] = set()
         for pattern, route in _PATTERNS:
             if (found := pattern.fullmatch(path)) is None or not self.has(route):
                 continue
-            if scope["method"] == route.method or (scope["method"] == "HEAD" and route.method == "GET"):
+            if method == route.method or (method == "HEAD" and route.method == "GET"):
                 scope["path_params"] = found.groupdict()
                 await self.respond(route, scope, receive, send)
                 return
+            if "WS" in (method, route.method):
+                continue
             allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
         answer = Answer.error(HTTPError(404, "not_found", "no such path"))
         if allowed:
             headers = {"allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
-            if scope["method"] == "OPTIONS":
+            if method == "OPTIONS":
                 answer = Answer(204, headers=headers)
             else:
                 error = HTTPError(405, "method_not_allowed", f"this path knows {headers['allow']}", headers=headers)
                 answer = Answer.error(error)
-        await answer(scope, receive, send)
+        await answered(answer, scope, receive, send)
 
     def has(self, route: Route) -> bool:
         """Whether the route is switched on."""
@@ -125,21 +130,25 @@ class App:
         """Answers a request whose route is known and whose `path_params` are in its scope."""
         answer: ASGIApp
         try:
+            route.name_params(scope["path_params"])
             await self.authorize(scope)
-            answer = await route.handler(self, Request(scope, receive, self._max_body_bytes))
+            answer = await route.handler(self, Request(scope, receive, self.max_body_bytes))
         except HTTPError as error:
-            answer = Answer.error(error)
+            answer = route.refuse(error)
         except TurnstreamError as error:
-            answer = Answer.error(HTTPError.of(error))
+            answer = route.refuse(HTTPError.of(error))
         except ConnectionAbortedError:
             return
         except Exception:
-            log.exception("%s %s", scope["method"], route.path)
-            answer = Answer.error(HTTPError(500, "internal", "the server failed; its log says how"))
-        await answer(scope, receive, send)
+            log.exception("%s %s", route.method, route.path)
+            answer = route.refuse(HTTPError(500, "internal", "the server failed; its log says how"))
+        await answered(answer, scope, receive, send)
 
     async def authorize(self, scope: Scope) -> None:
-        """Asks the auth hook; a handler asks again once the body has named the session: `path_params["session_id"]`."""
+        """Asks the auth hook: HTTPError 401 or 403, or what the hook raises.
+
+        A handler asks again once the body has named the session, as `path_params["session_id"]`.
+        """
         if self._auth is None:
             return
         try:
@@ -195,12 +204,14 @@ def app(
     heartbeat_s: float = 10.0,
     retry_ms: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    origins: Sequence[str] | None = None,
 ) -> App:
     """All routes over `hub` as one ASGI application, to be served or mounted.
 
     `agent` runs for each turn that a client starts; without one the application only shows. `auth` is asked before
     every route. `listing` switches `GET /sessions` on: a session's id is what lets a client read it, so a list of them
-    opens all. Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful
+    opens all. `origins` are those whose pages may open a WebSocket, `"*"` all; by default the page's own host alone.
+    Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful
     shutdown (uvicorn's `timeout_graceful_shutdown`).
     """
     return App(
@@ -211,4 +222,5 @@ def app(
         heartbeat_s=heartbeat_s,
         retry_ms=retry_ms,
         max_body_bytes=max_body_bytes,
+        origins=origins,
     )

@@ -78,8 +78,8 @@ async def events(app: "App", request: Request) -> ASGIApp:
 
 
 async def messages(app: "App", request: Request) -> ASGIApp:
-    """200 `{"messages": […]}`."""
-    return Answer(200, {"messages": app.find(request).messages()})
+    """200 `{"messages": […], "cursor"}`: events that follow the cursor are those that the messages do not hold yet."""
+    return Answer(200, app.find(request).snapshot())
 
 
 async def result(app: "App", request: Request) -> ASGIApp:

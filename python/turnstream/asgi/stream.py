@@ -10,7 +10,7 @@ it is left; 3. a disconnect stops nothing but the stream.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, cast, get_args
 from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
@@ -18,7 +18,7 @@ from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Sen
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
-Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui"]
+Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"]
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
@@ -30,6 +30,8 @@ _HEADERS: dict[Format, Headers] = {
     "ndjson": [(b"content-type", b"application/x-ndjson")],
     "ai-sdk": [(b"content-type", b"text/event-stream"), (b"x-vercel-ai-ui-message-stream", b"v1")],
     "ag-ui": [(b"content-type", b"text/event-stream")],
+    "openai-chat": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    "openai-responses": [(b"content-type", b"text/event-stream; charset=utf-8")],
 }
 
 
@@ -44,16 +46,21 @@ class StreamQuery(NamedTuple):
     limit: int | None = None
 
     @classmethod
-    def of(cls, scope: Scope) -> Self:
-        """Reads a request's scope. HTTPError 400 names the parameter that is wrong; the core checks the cursor."""
+    def of(cls, scope: Scope, *, follow: Follow = "turn") -> Self:
+        """Reads a request's scope; `follow` where it says nothing of that.
+
+        HTTPError 400 names the parameter that is wrong; the core checks the cursor.
+        """
         try:
             query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=64)
         except ValueError as error:
             raise HTTPError(400, "bad_query", str(error)) from None
 
+        defaults = cls._field_defaults | {"follow": follow}
+
         def word(name: str, words: Any) -> Any:
             choices = get_args(words)
-            value = query.get(name, [cls._field_defaults[name]])[-1]
+            value = query.get(name, [defaults[name]])[-1]
             if value not in choices:
                 raise HTTPError(400, "bad_query", f"{name} is one of {', '.join(choices)}", parameter=name)
             return value
@@ -91,28 +98,40 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
+class Closable(Protocol):
+    """What ends when it is told to: a reader, a socket."""
+
+    def close(self) -> None: ...
+
+
 class Streams:
     """The event streams that are open on one loop, so that they can be ended when the server is to stop."""
 
     def __init__(self) -> None:
         self.closing: bool = False
-        self._open: dict[asyncio.Task[Any], FrameReader] = {}
+        self._open: dict[asyncio.Task[Any], Closable] = {}
+        self._draining: dict[asyncio.Task[Any], Closable] = {}
 
     @contextmanager
-    def opened(self, reader: FrameReader) -> Iterator[None]:
-        """Keeps the current task and its reader while inside."""
+    def opened(self, reader: Closable, *, drains: bool = False) -> Iterator[None]:
+        """Keeps the current task and its reader while inside. `drains`: its close sends what is ready."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._open[task] = reader
+        if drains:
+            self._draining[task] = reader
         if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
             reader.close()
         try:
             yield
         finally:
             del self._open[task]
+            self._draining.pop(task, None)
 
     async def close(self) -> None:
         """Lets the streams send what is ready for up to DRAIN_S, then ends them."""
         self.closing = True
+        for stream in list(self._draining.values()):
+            stream.close()
         if self._open:
             await asyncio.wait(list(self._open), timeout=DRAIN_S)
         for reader in self._open.values():

@@ -7,6 +7,9 @@
 pub mod ag_ui;
 pub mod ai_sdk;
 pub mod native;
+pub mod openai;
+mod openai_chat;
+mod openai_responses;
 pub mod sse;
 mod stream;
 mod teller;
@@ -47,6 +50,12 @@ pub trait Encoder: fmt::Debug + Send {
         false
     }
 
+    /// Whether the frames are numbered from the turn's beginning: it is then read from there, whatever the cursor, and
+    /// event by event, so that every reader counts alike.
+    fn numbered(&self) -> bool {
+        false
+    }
+
     /// Whether the format's last frame has been written: no item is taken after that.
     fn finished(&self) -> bool {
         false
@@ -76,12 +85,22 @@ pub enum Format {
     AiSdk,
     /// AG-UI events.
     AgUi,
+    /// OpenAI Chat Completions.
+    OpenAiChat,
+    /// OpenAI Responses.
+    OpenAiResponses,
 }
 
 impl Format {
     /// Every format, by the name that a client asks for.
-    pub const ALL: &[(&str, Self)] =
-        &[("sse", Self::Sse), ("ndjson", Self::Ndjson), ("ai-sdk", Self::AiSdk), ("ag-ui", Self::AgUi)];
+    pub const ALL: &[(&str, Self)] = &[
+        ("sse", Self::Sse),
+        ("ndjson", Self::Ndjson),
+        ("ai-sdk", Self::AiSdk),
+        ("ag-ui", Self::AgUi),
+        ("openai-chat", Self::OpenAiChat),
+        ("openai-responses", Self::OpenAiResponses),
+    ];
 
     /// The format of that name.
     pub fn parse(name: &str) -> Option<Self> {
@@ -95,6 +114,8 @@ impl Format {
             Self::Ndjson => Box::new(native::Native::new(native::Framing::Ndjson)),
             Self::AiSdk => ai_sdk::encoder(),
             Self::AgUi => ag_ui::encoder(),
+            Self::OpenAiChat => Box::new(openai_chat::Chat::new()),
+            Self::OpenAiResponses => Box::new(openai_responses::Responses::new()),
         }
     }
 }

@@ -50,6 +50,12 @@ impl FrameStream {
         // Nothing of the newest turn comes before its beginning: there is no state to tell.
         let at_beginning = read.after.as_ref().is_some_and(|cursor| cursor.seq() == before);
         let mut read = ReadOptions { state_first: encoder.wants_state() && !at_beginning, ..read.clone() };
+        if encoder.numbered() {
+            read.merge = false;
+            if let Some(cursor) = read.after.take_if(|cursor| cursor.epoch().is_none_or(|epoch| *epoch == **session.epoch())) {
+                read.after = Some(Cursor::new(session.epoch(), session.turn_before(cursor.seq())));
+            }
+        }
         let mut reader = Reader::open(session, &read)?;
         let inside = read.after.is_none() || reader.cursor().seq() > before;
         if encoder.one_turn() && inside && reader.status() != Status::Finished {

@@ -585,6 +585,7 @@ impl<V: Voice> Teller<V> {
                 text: Text::default(),
                 error: Some(error),
                 events: 0,
+                subscriber_failures: None,
             };
             self.end(&completion, out);
         }

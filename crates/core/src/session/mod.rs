@@ -449,10 +449,31 @@ impl Session {
         (at, state.snapshot_json())
     }
 
+    /// The seq before the turn that `seq` is inside of; `seq` itself where it is inside of none, or the turn's beginning
+    /// has left the log. Linear in the events back to there.
+    pub fn turn_before(&self, seq: u64) -> u64 {
+        let inner = self.inner.lock();
+        let until = inner.log.after(seq);
+        for entry in inner.log.entries.range(..until).rev() {
+            match entry.event.payload {
+                Payload::TurnStart(_) => return entry.event.seq - 1,
+                Payload::Completion(_) => break,
+                _ => {}
+            }
+        }
+        seq
+    }
+
     /// The state at the log's head.
     pub fn head_snapshot(&self) -> (u64, Json) {
         let inner = self.inner.lock();
         (inner.log.head, inner.state.snapshot_json())
+    }
+
+    /// What was said so far, and the seq up to which: a reader from there sees exactly the rest.
+    pub fn messages_snapshot(&self) -> (u64, Json) {
+        let inner = self.inner.lock();
+        (inner.log.head, inner.state.messages_json())
     }
 
     /// The seq of the oldest event in the log.
