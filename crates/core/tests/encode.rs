@@ -365,7 +365,7 @@ fn lagging(payloads: &[Payload], behind: usize, format: Format) -> (Vec<u8>, Arc
     let mut stream = FrameStream::open(&session, &read, options(), format.encoder()).expect("opened");
     let mut out = Vec::new();
     for piece in payloads.chunks(behind) {
-        session.emit_all(number, piece.iter().cloned()).expect("taken");
+        session.emit_all(number, &mut piece.to_vec()).expect("taken");
         while stream.poll(&mut out) == Poll::Ready {}
     }
     session.end_turn(number, Ending::default());
@@ -376,7 +376,7 @@ fn lagging(payloads: &[Payload], behind: usize, format: Format) -> (Vec<u8>, Arc
 fn check(name: &str, payloads: &[Payload]) {
     let session = Session::new("s", Limits::default());
     let number = session.start_turn(turn()).expect("started").turn;
-    session.emit_all(number, payloads.iter().cloned()).expect("taken");
+    session.emit_all(number, &mut payloads.to_vec()).expect("taken");
     session.end_turn(number, Ending::default());
     let truth = truth(&session);
     for (format, verify) in FORMATS {
@@ -483,7 +483,7 @@ fn each_ending_has_its_words() {
     let ended = |status, format| {
         let session = Session::new("s", Limits::default());
         let number = session.start_turn(turn()).expect("started").turn;
-        session.emit_all(number, payloads(&[("text_delta", r#"{"message_id":"m","text":"Half"}"#)]).into_iter()).expect("taken");
+        session.emit_all(number, &mut payloads(&[("text_delta", r#"{"message_id":"m","text":"Half"}"#)])).expect("taken");
         match status {
             Status::Failed => assert!(session.fail_turn(number, "boom", "it broke")),
             Status::Cancelled => assert!(session.cancel("enough")),
@@ -510,8 +510,8 @@ fn a_body_of_the_ai_sdk_is_the_newest_turn_and_one_of_ag_ui_may_hold_all() {
     let session = Session::new("s", Limits::default());
     for text in ["one", "two"] {
         let number = session.start_turn(turn()).expect("started").turn;
-        let said = payloads(&[("text_delta", &format!(r#"{{"message_id":"m{number}","text":"{text}"}}"#))]);
-        session.emit_all(number, said.into_iter()).expect("taken");
+        let mut said = payloads(&[("text_delta", &format!(r#"{{"message_id":"m{number}","text":"{text}"}}"#))]);
+        session.emit_all(number, &mut said).expect("taken");
         session.end_turn(number, Ending::default());
     }
     let ai_sdk = verify_ai_sdk(&whole(&session, Format::AiSdk));
