@@ -34,7 +34,7 @@ def _run(*arguments: str, timeout_s: float) -> Any:
 
 
 def page(name: str, base_url: str, *, package: tuple[str, str]) -> Any:
-    """What the first JavaScript of docs/<name> prints, run against `base_url`; `package` is known by another name here."""
+    """What the first JavaScript of docs/<name> prints, run against `base_url`; `package` has another name here."""
     text = (ROOT / "docs" / name).read_text()
     code = text.split("```js\n", 1)[1].split("```", 1)[0]
     known, here = package

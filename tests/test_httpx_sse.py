@@ -20,7 +20,8 @@ async def test_each_event_once_however_often_it_leaves(serve: Serve, seed: int) 
     session = finished(hub)
     url = f"{serve(app(hub))}/sessions/s/events"
     seen: list[int] = []
-    text, last, ended = "", None, False
+    text, ended = "", False
+    last: str | None = None
     async with httpx.AsyncClient() as http:
         while not ended:
             headers = {} if last is None else {"last-event-id": last}

@@ -286,7 +286,7 @@ impl Graph {
             Step::Progress => drop(self.emit(None, "progress", r#"{"stage":"s","current":1}"#)),
             Step::Open { follow, merge, window, after } => {
                 let after = after.map(|seq| Cursor::new(self.session.epoch(), seq));
-                let options = ReadOptions { after, follow, merge, pace_window: window, fail_on_trim: false };
+                let options = ReadOptions { after, follow, merge, pace_window: window, fail_on_trim: false, state_first: false };
                 self.readers.push(Reading::new(&self.session, &self.history, &options));
             }
             Step::Read { who, max } => {

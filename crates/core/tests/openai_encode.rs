@@ -55,7 +55,7 @@ fn session_of(payloads: &[Payload], input: Option<&Value>) -> Arc<Session> {
     let session = Session::new("s", Limits::default());
     let input = input.map(turnstream_core::event::Json::from_value);
     let turn = session.start_turn(TurnOptions { input, ..TurnOptions::default() }).unwrap().turn;
-    session.emit_all(turn, &mut payloads.clone()).unwrap();
+    session.emit_all(turn, &mut payloads.to_vec()).unwrap();
     session.end_turn(turn, Ending::default());
     session
 }

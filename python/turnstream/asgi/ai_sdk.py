@@ -24,7 +24,7 @@ TRIGGERS = ("submit-message", REGENERATE)
 
 
 async def ai_sdk(app: "App", request: Request) -> ASGIApp:
-    """200 with the UI message stream of a turn; its input is the whole body: `id`, `messages`, `trigger` and the rest."""
+    """200 with the UI message stream of a turn; its input is the whole body: `id`, `messages`, `trigger` …"""
     body = await request.json()
     session = await app.open(request, body.get("id"), "id")
     last = _last_message(body)

@@ -62,8 +62,8 @@ class App:
         self.heartbeat_s = heartbeat_s
         self.retry_ms = retry_ms
         self.max_body_bytes = max_body_bytes
-        self.origins = None if origins is None else frozenset(origins)
-        self.streams = Streams()
+        self.origins: frozenset[str] | None = None if origins is None else frozenset(origins)
+        self.streams: Streams = Streams()
 
     # the life of the application
 

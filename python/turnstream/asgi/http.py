@@ -71,7 +71,7 @@ class Answer:
 
     def __init__(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
-        self.body = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        self.body: bytes = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         self.headers: Headers = [(b"cache-control", b"no-store")]
         self.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
         if body is not None:

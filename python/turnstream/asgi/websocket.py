@@ -35,7 +35,7 @@ _STREAM_OPEN = b'{"type":"stream_open"'
 _HEARTBEAT = '{"type":"heartbeat"}'
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
-log = logging.getLogger("turnstream")
+log: logging.Logger = logging.getLogger("turnstream")
 
 
 class Farewell(NamedTuple):
