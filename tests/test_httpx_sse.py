@@ -24,7 +24,7 @@ async def test_each_event_once_however_often_it_leaves(serve: Serve, seed: int) 
     last: str | None = None
     async with httpx.AsyncClient() as http:
         while not ended:
-            headers = {} if last is None else {"last-event-id": last}
+            headers = {"last-event-id": last} if last else {}
             stay = chance.randrange(1, 20)
             async with aconnect_sse(http, "GET", url, headers=headers, params={"deltas": "exact"}) as source:
                 if source.response.status_code == 204:
