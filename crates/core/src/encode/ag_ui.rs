@@ -59,17 +59,6 @@ fn run_id(turn: &Turn) -> Text {
     turn.client_id.clone().unwrap_or_else(|| format!("{}.{}", turn.session, turn.number).into())
 }
 
-/// A message's own id for its first text, so that its calls find it; others beside it.
-fn message_id(part: &Part) -> Text {
-    let id = &part.message_id;
-    let reset = if part.resets > 0 { format!(".{}", part.resets) } else { String::new() };
-    match part.speech {
-        Speech::Text => format!("{id}{reset}").into(),
-        Speech::Refusal => format!("{id}{reset}.refusal").into(),
-        Speech::Reasoning => format!("{id}{reset}.reasoning.{}", part.number).into(),
-    }
-}
-
 fn result_id(call_id: &str) -> Text {
     format!("{call_id}.result").into()
 }
@@ -140,8 +129,19 @@ impl Voice for Runs {
         custom(out, "round_start", |out| write_object(out, &payload));
     }
 
+    /// A message's own id for its text, so that its calls find it; the others beside it.
+    fn part_id(part: &Part) -> Text {
+        let id = &part.message_id;
+        let reset = if part.resets > 0 { format!(".{}", part.resets) } else { String::new() };
+        match part.speech {
+            Speech::Text => format!("{id}{reset}").into(),
+            Speech::Refusal => format!("{id}{reset}.refusal").into(),
+            Speech::Reasoning => format!("{id}{reset}.reasoning.{}", part.number).into(),
+        }
+    }
+
     fn part_start(&mut self, part: &Part, out: &mut Vec<u8>) {
-        let id = message_id(part);
+        let id = part.wire_id.clone();
         if part.speech == Speech::Reasoning {
             Frame::new(out, "REASONING_START").text("messageId", &id).send();
             Frame::new(out, "REASONING_MESSAGE_START").text("messageId", &id).text("role", "reasoning").send();
@@ -155,11 +155,11 @@ impl Voice for Runs {
 
     fn part_delta(&mut self, part: &Part, text: &str, out: &mut Vec<u8>) {
         let kind = if part.speech == Speech::Reasoning { "REASONING_MESSAGE_CONTENT" } else { "TEXT_MESSAGE_CONTENT" };
-        Frame::new(out, kind).text("messageId", &message_id(part)).text("delta", text).send();
+        Frame::new(out, kind).text("messageId", &part.wire_id).text("delta", text).send();
     }
 
     fn part_end(&mut self, part: &Part, out: &mut Vec<u8>) {
-        let id = message_id(part);
+        let id = part.wire_id.clone();
         if part.speech == Speech::Reasoning {
             Frame::new(out, "REASONING_MESSAGE_END").text("messageId", &id).send();
             Frame::new(out, "REASONING_END").text("messageId", &id).send();

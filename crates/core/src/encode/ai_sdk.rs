@@ -71,15 +71,6 @@ impl Parts {
     }
 }
 
-fn part_id(part: &Part) -> Text {
-    let kind = match part.speech {
-        Speech::Text => "text",
-        Speech::Reasoning => "reasoning",
-        Speech::Refusal => "refusal",
-    };
-    Text::from(format!("{}.{kind}.{}.{}", part.message_id, part.resets, part.number))
-}
-
 fn part_type(part: &Part, text: &'static str, reasoning: &'static str) -> &'static str {
     if part.speech == Speech::Reasoning { reasoning } else { text }
 }
@@ -131,10 +122,19 @@ impl Voice for Parts {
         self.step(out);
     }
 
+    fn part_id(part: &Part) -> Text {
+        let kind = match part.speech {
+            Speech::Text => "text",
+            Speech::Reasoning => "reasoning",
+            Speech::Refusal => "refusal",
+        };
+        Text::from(format!("{}.{kind}.{}.{}", part.message_id, part.resets, part.number))
+    }
+
     fn part_start(&mut self, part: &Part, out: &mut Vec<u8>) {
         self.step(out);
         Frame::new(out, part_type(part, "text-start", "reasoning-start"))
-            .text("id", &part_id(part))
+            .text("id", &part.wire_id)
             .with("providerMetadata", |out| {
                 out.extend_from_slice(b"{\"turnstream\":{\"message_id\":");
                 write_str(out, &part.message_id);
@@ -147,11 +147,11 @@ impl Voice for Parts {
     }
 
     fn part_delta(&mut self, part: &Part, text: &str, out: &mut Vec<u8>) {
-        Frame::new(out, part_type(part, "text-delta", "reasoning-delta")).text("id", &part_id(part)).text("delta", text).send();
+        Frame::new(out, part_type(part, "text-delta", "reasoning-delta")).text("id", &part.wire_id).text("delta", text).send();
     }
 
     fn part_end(&mut self, part: &Part, out: &mut Vec<u8>) {
-        Frame::new(out, part_type(part, "text-end", "reasoning-end")).text("id", &part_id(part)).send();
+        Frame::new(out, part_type(part, "text-end", "reasoning-end")).text("id", &part.wire_id).send();
     }
 
     fn reset(&mut self, message_id: &Id, reason: Option<&str>, out: &mut Vec<u8>) {

@@ -34,6 +34,8 @@ pub(super) trait Voice: fmt::Debug + Send {
         false
     }
     fn round_start(&mut self, turn: &Turn, round: &RoundStart, out: &mut Vec<u8>);
+    /// A part's id on the wire.
+    fn part_id(part: &Part) -> Text;
     fn part_start(&mut self, part: &Part, out: &mut Vec<u8>);
     fn part_delta(&mut self, part: &Part, text: &str, out: &mut Vec<u8>);
     fn part_end(&mut self, part: &Part, out: &mut Vec<u8>);
@@ -97,6 +99,8 @@ pub(super) struct Part {
     pub(super) number: u32,
     /// How often the message had been reset.
     pub(super) resets: u32,
+    /// Its id on the wire: made once, not per piece.
+    pub(super) wire_id: Text,
 }
 
 /// A call as it was told.
@@ -401,7 +405,9 @@ impl<V: Voice> Teller<V> {
             let message = &mut self.messages[at];
             let number = message.parts[speech as usize];
             message.parts[speech as usize] += 1;
-            let part = Part { message_id: message.id.clone(), speech, index, number, resets: message.resets };
+            let (message_id, resets) = (message.id.clone(), message.resets);
+            let mut part = Part { message_id, speech, index, number, resets, wire_id: Text::default() };
+            part.wire_id = V::part_id(&part);
             self.voice.part_start(&part, out);
             message.open = Some(part);
         }
