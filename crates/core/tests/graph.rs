@@ -365,7 +365,7 @@ impl Graph {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
     fn every_reader_sees_one_history(max_events in 16..60_usize, steps in prop::collection::vec(step(), 1..160)) {
