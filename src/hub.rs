@@ -365,6 +365,66 @@ impl Session {
         Ok(dict)
     }
 
+    /// The number of the running turn; None while none runs.
+    #[getter]
+    fn running(&self) -> PyResult<Option<u32>> {
+        Ok(self.core()?.running())
+    }
+
+    /// Awaits until no pacing reader lags by its window, as `Turn.ready`.
+    fn ready<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let gate = crate::pace::Gate::new(slf.get().core()?.clone());
+        Ok(Bound::new(slf.py(), gate)?.into_any())
+    }
+
+    /// Puts `value` on the status page under `name`, in place of what stood there.
+    fn note(&self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let value = convert::to_json(value)?;
+        self.core()?.note(name, value);
+        Ok(())
+    }
+
+    /// Appends a producer's batch. PayloadError where the blob is none. Returns the batch's header and what became of it.
+    fn emit_batch<'py>(&self, py: Python<'py>, blob: &[u8]) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyDict>)> {
+        let session = self.core()?;
+        let batch = crate::remote::read(blob)?;
+        let header = convert::loads(py, batch.header.to_json().as_str())?;
+        let taken = session.emit_batch(batch);
+        let counts = PyDict::new(py);
+        for (name, count) in [
+            ("published", taken.published),
+            ("accepted", taken.accepted),
+            ("duplicates", taken.duplicates),
+            ("late", taken.late),
+            ("malformed", taken.malformed),
+            ("lost", taken.lost),
+            ("dropped", taken.dropped),
+            ("waited", taken.waited),
+        ] {
+            counts.set_item(name, count)?;
+        }
+        counts.set_item("skipped", taken.skipped)?;
+        Ok((header, counts))
+    }
+
+    /// An emitter to send to another process: the same callable there. See `turnstream.remote`.
+    #[pyo3(signature = (**options))]
+    fn remote_emitter<'py>(slf: &Bound<'py, Self>, options: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().core()?;
+        slf.py().import("turnstream.remote")?.getattr("remote_emitter")?.call((slf,), options)
+    }
+
+    /// Drains what remote producers send into this session, to the turn's end. See `turnstream.remote`.
+    #[pyo3(signature = (source, **options))]
+    fn pump<'py>(
+        slf: &Bound<'py, Self>,
+        source: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().core()?;
+        slf.py().import("turnstream.remote")?.getattr("pump")?.call((slf, source), options)
+    }
+
     /// Stops the running turn: ends it as cancelled, with its partial text and usage, and cancels its task. Awaits to
     /// False when none was running.
     #[pyo3(signature = (reason = "cancelled"))]

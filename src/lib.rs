@@ -15,6 +15,7 @@ mod pace;
 mod provider;
 mod queue;
 mod reader;
+mod remote;
 mod slots;
 mod turn;
 mod wait;
@@ -33,6 +34,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     turn::register(module)?;
     queue::register(module)?;
     reader::register(module)?;
+    remote::register(module)?;
     // The package says what is public; PyO3's own list would name every helper too.
     module.delattr("__all__")
 }

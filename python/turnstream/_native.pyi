@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, fi
 from typing_extensions import disjoint_base
 
 from turnstream.message import Message
+from turnstream.remote.pump import Pumped
+from turnstream.remote.sources import HomeEmitter
 from turnstream.subscription import Subscription
 
 _T = TypeVar("_T")
@@ -616,6 +618,27 @@ class TurnFeed:
     @property
     def provider(self) -> str: ...
 
+# --- between processes ----------------------------------------------------------------------------------------------
+
+def compose(type: str, payload: Any = None, turn: int = 0, fields: dict[str, Any] | None = None) -> Event:
+    """An event on its way to a session: checked as an emit there would be. `turn` 0: the one that runs there."""
+
+def write_batch(
+    events: list[Event],
+    producer: str,
+    first: int,
+    *,
+    max_bytes: int = 65_536,
+    dropped: int = 0,
+    waited: int = 0,
+    origin: str = "",
+    end: str = "",
+) -> tuple[bytes, int]:
+    """Events of one producer, numbered from `first`, as one blob of about `max_bytes`; and how many it holds."""
+
+def read_batch(blob: bytes) -> tuple[dict[str, Any], list[Event]]:
+    """A blob's header and events; PayloadError where it is no batch."""
+
 # --- sessions -------------------------------------------------------------------------------------------------------
 
 @final
@@ -754,6 +777,59 @@ class Session:
     def statistics(self) -> dict[str, int]:
         """Exact counts: appended, duplicates, late, refused, evicted, retained, bytes, readers,
         subscriber_failures."""
+    @property
+    def running(self) -> int | None:
+        """The number of the running turn; None while none runs."""
+    def ready(self) -> Awaitable[None]:
+        """Awaits until no pacing reader lags by its window, as `Turn.ready`."""
+    def note(self, name: str, value: Any) -> None:
+        """Puts `value` on the status page under `name`, in place of what stood there: what is known of a run beside its
+        events."""
+    def emit_batch(self, blob: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Appends a batch that `write_batch` made. What an earlier batch of its producer brought is skipped, what is
+        missing between the two is counted, and a refused event costs itself alone. PayloadError where it is no batch.
+
+        Returns the batch's header, and counts: published (events in the log), accepted, duplicates, late, malformed,
+        lost, dropped, waited; and skipped, the places in the batch that were not accepted."""
+    def remote_emitter(
+        self,
+        *,
+        transport: Any = None,
+        turn: int | Turn | None = None,
+        maxsize: int = 1000,
+        overflow: Literal["block", "drop_oldest", "drop_newest", "merge", "fail"] = "block",
+        max_events: int = 256,
+        max_bytes: int = 65_536,
+        delay_s: float = 0.002,
+        beat_s: float = 1.0,
+        form: Literal["batches", "triples"] = "batches",
+    ) -> HomeEmitter:
+        """An emitter to send to another process, a Ray task or actor: the same callable there, with this turn.
+
+        `transport`: a `turnstream.ray.Mailbox` (by default a new one) or a `ray.util.queue.Queue`. The rest says how it
+        queues and batches there, see `turnstream.remote.Options`. RemoteUnavailable where Ray is not there."""
+    def pump(
+        self,
+        source: Any,
+        *,
+        turn: int | Turn | None = None,
+        producer: Any = None,
+        result: str | None = None,
+        on_event: Callable[[str, Any, int | None], object] | None = None,
+        complete: bool = True,
+        lost_after_s: float = 5.0,
+        start_timeout_s: float = 300.0,
+        idle_timeout_s: float | None = None,
+        pressure_interval_s: float = 10.0,
+    ) -> Coroutine[Any, Any, Pumped]:
+        """Drains what remote producers send into the running turn, or a new one, up to its completion.
+
+        `source`: a remote emitter, its transport, or a Ray streaming generator. `producer`: the task's ObjectRef, the
+        actor, or several: their end is the end, their death completes the turn as failed, reason `producer_lost`, and a
+        cancel of the turn cancels tasks. Without it a dead process is noticed by its silence of `lost_after_s`, and no
+        word at all for `start_timeout_s` is its loss. `idle_timeout_s`: the same for a queue that others fill.
+        `result`, or what the tasks return: the message where no other was seen. `on_event` is called after each event;
+        what it raises is counted. `complete=False` leaves the turn open."""
     def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:
         """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
         usage, and cancels its task. Awaits to False when none was running."""

@@ -15,10 +15,12 @@ __all__ = [
     "FrameTooLong",
     "HTTPStatusError",
     "PayloadError",
+    "ProducerLost",
     "ProtocolError",
     "QueueEmpty",
     "QueueFull",
     "ReaderBusy",
+    "RemoteUnavailable",
     "SessionClosed",
     "SourceError",
     "StreamTimeout",
@@ -173,6 +175,18 @@ class StreamTimeout(TurnstreamError, TimeoutError):
     def __init__(self, message: str, *, kind: Literal["idle", "total"] = "idle") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class ProducerLost(TurnstreamError):
+    """A remote producer, or the transport it sends over, died before it had said its end."""
+
+    code = "producer_lost"
+
+
+class RemoteUnavailable(TurnstreamError, RuntimeError):
+    """A run cannot be elsewhere: Ray is not installed, or not started."""
+
+    code = "remote_unavailable"
 
 
 class ForkedProcess(TurnstreamError):

@@ -3,8 +3,10 @@
 //! Data flows one way, and each layer knows the vocabulary and the layer before it:
 //! [`frame`] (bytes to frames), [`provider`] (frames to events), [`session`] (the log and the turn's life),
 //! [`reader`] (cursors, merging, wake-ups), [`encode`] (events to what one kind of client reads).
-//! [`queue`] stands beside them: it holds anything, and knows none of them.
+//! [`queue`] stands beside them: it holds anything, and knows none of them; so does [`batch`], events on their way between
+//! processes.
 
+pub mod batch;
 pub mod bell;
 pub mod encode;
 pub mod event;

@@ -13,6 +13,7 @@ pub mod hub;
 mod log;
 #[cfg(all(test, loom))]
 mod models;
+mod produce;
 mod state;
 mod turn;
 mod waiters;
@@ -25,6 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use hub::Hub;
 pub use log::Entry;
 use log::Log;
+pub use produce::Taken;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
 pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use turn::{Ending, Started, TurnOptions};
@@ -161,6 +163,8 @@ pub(crate) struct Inner {
     closed: bool,
     cancelling: Option<Box<dyn FnOnce() + Send>>,
     clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
+    producers: Vec<produce::Producer>,
+    notes: Vec<(Box<str>, Json)>,
     statistics: Statistics,
     /// `subscriber_failures` when the running turn began.
     failures_before: u64,
@@ -218,6 +222,8 @@ impl Session {
                 closed: false,
                 cancelling: None,
                 clients: Vec::new(),
+                producers: Vec::new(),
+                notes: Vec::new(),
                 statistics: Statistics::default(),
                 failures_before: 0,
                 now: 0,
@@ -494,6 +500,20 @@ impl Session {
         }
     }
 
+    /// Puts `value` on the status page under `name`, in place of what stood there: what is known of a run beside its events.
+    pub fn note(&self, name: &str, value: Json) {
+        let notes = &mut self.inner.lock().notes;
+        match notes.iter_mut().find(|(known, _)| **known == *name) {
+            Some((_, old)) => *old = value,
+            None => notes.push((name.into(), value)),
+        }
+    }
+
+    /// The number of the running turn.
+    pub fn running(&self) -> Option<u32> {
+        self.look(|state| state.running.then_some(state.turn))
+    }
+
     /// The last turn's completion; none while a turn runs or before the first has ended.
     pub fn result(&self) -> Option<Json> {
         self.look(|state| if state.running { None } else { state.outcome.as_ref().map(|outcome| outcome.completion.clone()) })
@@ -542,6 +562,9 @@ impl Session {
         number(&mut out, "subscriber_failures", Some(inner.statistics.subscriber_failures));
         number(&mut out, "started", inner.state.started);
         number(&mut out, "updated", inner.state.updated);
+        for (name, value) in &inner.notes {
+            json(&mut out, name, Some(value.clone()));
+        }
         object(out)
     }
 }
