@@ -259,11 +259,16 @@ impl Session {
         inner.now = if inner.now.wrapping_sub(now) <= TICK_MS { inner.now } else { now };
         let result = change(&mut inner);
         let changed = inner.log.head != before || inner.closed;
-        let waiters = changed.then(|| inner.waiters.take());
+        let waiters = (changed && inner.waiters.len() > 0).then(|| inner.waiters.take());
         let producers = inner.closed.then(|| inner.pace_waiters.take());
         drop(inner);
         // A waker may ring a descriptor or take another lock: never under ours.
-        waiters.into_iter().flatten().chain(producers.into_iter().flatten()).for_each(Waker::wake);
+        if let Some(waiters) = waiters {
+            waiters.for_each(Waker::wake);
+        }
+        if let Some(producers) = producers {
+            producers.for_each(Waker::wake);
+        }
         result
     }
 
@@ -282,12 +287,13 @@ impl Session {
     pub fn emit_all(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
         // A delta's time is the last tick's: nobody sets a watch by it.
         let deltas = payloads.iter().all(|payload| payload.class() == Class::Delta);
-        let emitted = self.change_at(if deltas { tick_ms() } else { now_ms() }, |inner| {
-            let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
+        let (mut count, mut failed) = (0, None);
+        self.change_at(if deltas { tick_ms() } else { now_ms() }, |inner| {
+            failed = inner.enter(&self.id, Some(turn)).err();
             // From the back, and a delta is looked at where it lies: it is copied once, to where it stays. A copy on the
             // way is read in other widths than it was written, and waits for that (20 ns of a delta's 240).
             payloads.reverse();
-            while let (Ok(count), Some(last)) = (&mut emitted, payloads.last_mut()) {
+            while let (None, Some(last)) = (&failed, payloads.last_mut()) {
                 let delta = last.class() == Class::Delta;
                 let taken = !delta || inner.takes_delta(turn, last);
                 let payload = payloads.swap_remove(payloads.len() - 1);
@@ -296,16 +302,15 @@ impl Session {
                 } else if delta {
                     inner.push_delta(turn, payload, None);
                 } else if let Err(error) = inner.admit(&self.id, turn, payload, None) {
-                    emitted = Err(error);
+                    failed = Some(error);
                     continue;
                 }
-                *count += 1;
+                count += 1;
             }
             inner.settle();
-            emitted
         });
         payloads.clear();
-        emitted
+        failed.map_or(Ok(count), Err)
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
