@@ -260,15 +260,17 @@ impl Shared {
     fn keep(&self) {
         let mut looked = Instant::now();
         let mut expire = Instant::now();
-        let jitter = LOOK / 5 * u32::from(self.owner.as_bytes()[0] % 8) / 8; // so that processes do not look in step
+        // A lease is renewed a few times within its length, also where the machine is busy.
+        let look = LOOK.min(self.options.lease / 5);
+        let jitter = look / 5 * u32::from(self.owner.as_bytes()[0] % 8) / 8; // so that processes do not look in step
         while !self.stopped.load(Ordering::Acquire) {
             let mut hinted = self.hinted.lock();
             if hinted.sessions.is_empty() && !hinted.all {
-                self.hints.wait_until(&mut hinted, looked + LOOK + jitter);
+                self.hints.wait_until(&mut hinted, looked + look + jitter);
             }
             let Hinted { sessions, all } = std::mem::take(&mut *hinted);
             drop(hinted);
-            let timer = all || looked.elapsed() >= LOOK;
+            let timer = all || looked.elapsed() >= look;
             if timer {
                 looked = Instant::now();
             }
@@ -281,7 +283,7 @@ impl Shared {
             if expire <= Instant::now() && !self.stopped.load(Ordering::Acquire) {
                 // In steps, so that nobody waits long for the writer's turn; then not for a minute.
                 let more = self.store.expire(&self.options.retention, 64).unwrap_or(0) > 0;
-                expire = Instant::now() + if more { LOOK } else { Duration::from_secs(60) };
+                expire = Instant::now() + if more { look } else { Duration::from_secs(60) };
             }
         }
     }

@@ -599,8 +599,9 @@ impl Session {
         if !timer {
             link.asked.store(true, Ordering::Relaxed);
         }
+        let lease = keeper.options.lease.as_millis() as u64;
         let silent = now_ms().saturating_sub(link.renewed.load(Ordering::Relaxed));
-        let due = if link.asked.load(Ordering::Relaxed) { 250 } else { keeper.options.lease.as_millis() as u64 / 3 };
+        let due = if link.asked.load(Ordering::Relaxed) { 250.min(lease / 4) } else { lease / 4 };
         if silent < due {
             return;
         }
