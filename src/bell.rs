@@ -293,6 +293,7 @@ fn _after_fork() {
 #[pyfunction]
 fn _at_exit(py: Python<'_>) {
     EXITING.store(true, Ordering::SeqCst);
+    py.detach(crate::hub::flush_all);
     let begun = Instant::now();
     while INSIDE.load(Ordering::SeqCst) > 0 && begun.elapsed() < Duration::from_secs(1) {
         py.detach(|| std::thread::sleep(Duration::from_millis(1)));

@@ -1,8 +1,9 @@
 //! Hub, limits and sessions as Python sees them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -10,6 +11,7 @@ use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
 use turnstream_core::session::{self as core, TurnOptions};
+use turnstream_core::store::Durability;
 
 use crate::bell::{check_fork, generation};
 use crate::reader::{FrameReader, Reader};
@@ -66,56 +68,92 @@ impl Limits {
 /// The sessions, and the store they live in. Safe from every thread.
 #[pyclass(frozen, weakref, module = "turnstream")]
 pub struct Hub {
-    hub: core::Hub,
+    core: Arc<core::Hub>,
+    /// Where its sessions live: "memory", or the scheme of the store's URL.
+    #[pyo3(get)]
+    store: String,
     made: u32,
+}
+
+/// Hubs with a store: at exit, what they logged is written before the process ends.
+static STORED: Mutex<Vec<(Weak<core::Hub>, u32)>> = Mutex::new(Vec::new());
+
+/// Writes what still waits, within each session's patience. In the child of a fork nothing does: its hubs are the parent's.
+pub fn flush_all() {
+    let Some(mut stored) = STORED.try_lock() else { return };
+    let hubs: Vec<_> = stored.drain(..).filter(|(_, made)| *made == generation()).filter_map(|(hub, _)| hub.upgrade()).collect();
+    drop(stored);
+    for hub in hubs {
+        hub.flush();
+    }
+}
+
+/// Acts on a session with the interpreter released, if it may wait for a store; at once, if it lives in memory.
+pub fn away<T: Send>(py: Python<'_>, session: &core::Session, act: impl FnOnce() -> T + Send) -> T {
+    if session.is_stored() { py.detach(act) } else { act() }
 }
 
 #[pymethods]
 impl Hub {
     #[new]
-    #[pyo3(signature = (store = "memory", limits = None))]
-    fn new(store: &str, limits: Option<&Limits>) -> PyResult<Self> {
-        if store != "memory" {
-            let scheme: String = store.chars().take_while(|c| *c != ':').take(32).collect();
-            return Err(errors::raise("UnknownStore", format!("unknown store {scheme:?}; known: memory")));
-        }
+    #[pyo3(signature = (store = "memory", limits = None, *, durability = "process"))]
+    fn new(py: Python<'_>, store: &str, limits: Option<&Limits>, durability: &str) -> PyResult<Self> {
         let limits = limits.map(|limits| limits.limits).unwrap_or_default();
-        Ok(Self { hub: core::Hub::new(limits), made: generation() })
+        let durability =
+            Durability::parse(durability).ok_or_else(|| PyValueError::new_err("durability: expected memory, process or disk"))?;
+        if store == "memory" {
+            return Ok(Self { core: Arc::new(core::Hub::new(limits)), store: store.into(), made: generation() });
+        }
+        let opened = py.detach(|| {
+            let (opened, options) = turnstream_core::store::open(store, durability)?;
+            core::Hub::with_store(limits, opened, options)
+        });
+        let hub = Arc::new(opened.map_err(|error| errors::store(&error))?);
+        STORED.lock().push((Arc::downgrade(&hub), generation()));
+        let scheme = store.split(':').next().unwrap_or_default();
+        Ok(Self { core: hub, store: scheme.into(), made: generation() })
     }
 
     /// The session `id`, made if it is new; without an id, a new one under an id nobody can guess.
     #[pyo3(signature = (id = None))]
-    fn session(&self, id: Option<&str>) -> PyResult<Session> {
+    fn session(&self, py: Python<'_>, id: Option<&str>) -> PyResult<Session> {
         check_fork(self.made)?;
         if id.is_some_and(|id| id.is_empty() || id.len() > 256 || id.chars().any(char::is_control)) {
             return Err(PyValueError::new_err("session id: expected 1 to 256 bytes without control characters"));
         }
-        Ok(Session { session: self.hub.session(id), made: self.made })
+        let session = py.detach(|| self.core.open(id)).map_err(|error| errors::session(&error))?;
+        Ok(Session { session, made: self.made })
     }
 
     /// The session `id`, or UnknownSession; never makes one.
-    fn find(&self, id: &str) -> PyResult<Session> {
+    fn find(&self, py: Python<'_>, id: &str) -> PyResult<Session> {
         check_fork(self.made)?;
-        let session = self.hub.find(id).map_err(|error| errors::session(&error))?;
+        let session = py.detach(|| self.core.find(id)).map_err(|error| errors::session(&error))?;
         Ok(Session { session, made: self.made })
     }
 
     /// All sessions, newest activity first.
     fn sessions(&self) -> PyResult<Vec<Session>> {
         check_fork(self.made)?;
-        Ok(self.hub.sessions().into_iter().map(|session| Session { session, made: self.made }).collect())
+        Ok(self.core.sessions().into_iter().map(|session| Session { session, made: self.made }).collect())
     }
 
     /// Ends the session (its running turn as cancelled) and forgets it. False when there was none.
-    fn delete(&self, id: &str) -> PyResult<bool> {
+    fn delete(&self, py: Python<'_>, id: &str) -> PyResult<bool> {
         check_fork(self.made)?;
-        Ok(self.hub.delete(id))
+        py.detach(|| self.core.remove(id)).map_err(|error| errors::session(&error))
     }
 
-    /// Ends all sessions and forgets them.
-    fn close(&self) -> PyResult<()> {
+    /// Waits, at most half a second a session, until the store has what was logged: True if it has. At once in memory.
+    fn flush(&self, py: Python<'_>) -> PyResult<bool> {
         check_fork(self.made)?;
-        self.hub.close();
+        Ok(py.detach(|| self.core.flush()))
+    }
+
+    /// Ends all sessions and forgets them. In a store they stay: only the turns that run in this process are ended.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        check_fork(self.made)?;
+        py.detach(|| self.core.close());
         Ok(())
     }
 }
@@ -223,7 +261,8 @@ impl Session {
             backend: backend.map(Text::from),
             metadata: json(metadata)?,
         };
-        let started = this.session.start_turn(options).map_err(|error| errors::session(&error))?;
+        let started =
+            away(slf.py(), &this.session, || this.session.start_turn(options)).map_err(|error| errors::session(&error))?;
         let session = Self { session: this.session.clone(), made: this.made };
         Ok(Turn::new(session, &started, input.map(|input| input.clone().unbind())))
     }
@@ -318,7 +357,7 @@ impl Session {
 
     /// What was said so far, user inputs and partial answers included.
     fn messages<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let json = self.core()?.look(turnstream_core::session::State::messages_json);
+        let json = self.core()?.see(turnstream_core::session::State::messages_json);
         convert::loads(py, json.as_str())
     }
 
@@ -429,14 +468,16 @@ impl Session {
     /// False when none was running.
     #[pyo3(signature = (reason = "cancelled"))]
     fn cancel<'py>(&self, py: Python<'py>, reason: &str) -> PyResult<Bound<'py, PyAny>> {
-        let ran = self.core()?.cancel(reason);
+        let session = self.core()?;
+        let ran = away(py, session, || session.cancel(reason));
         py.import("turnstream._glue")?.call_method1("returns", (ran,))
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
     #[pyo3(signature = (reason = None))]
-    fn close(&self, reason: Option<&str>) -> PyResult<()> {
-        self.core()?.close(reason);
+    fn close(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
+        let session = self.core()?;
+        away(py, session, || session.close(reason));
         Ok(())
     }
 

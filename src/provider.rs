@@ -123,7 +123,7 @@ pub struct TurnFeed {
 impl TurnFeed {
     pub fn new(session: Arc<Session>, turn: u32, provider: &str, strict: bool, text_tools: bool) -> PyResult<Self> {
         // The log's head makes the prefix unique: it never comes twice in a session.
-        let prefix = format!("{}-", session.position().head);
+        let prefix = format!("{}-", session.logged());
         let options = options(strict, text_tools, prefix);
         let normalizer = core::Normalizer::new(provider, options).map_err(|error| errors::protocol(&error))?;
         let fold = Fold::new(normalizer.provider());

@@ -661,10 +661,21 @@ class Limits:
 class Hub:
     """The sessions, and the store they live in. Safe from every thread.
 
-    `store`: "memory". UnknownStore for any other. A hub cannot be used in the child of a fork (ForkedProcess).
+    `store`: "memory", or "sqlite:///runs.db", a file that several processes may share; UnknownStore for any other.
+    `durability`, for a file: when readers see an event. "memory": at once. "process": once it outlives this process.
+    "disk": once it outlives a power cut. A hub cannot be used in the child of a fork (ForkedProcess).
     """
 
-    def __new__(cls, store: str = "memory", limits: Limits | None = None) -> Self: ...
+    def __new__(
+        cls,
+        store: str = "memory",
+        limits: Limits | None = None,
+        *,
+        durability: Literal["memory", "process", "disk"] = "process",
+    ) -> Self: ...
+    @property
+    def store(self) -> str:
+        """Where its sessions live: "memory", or the scheme of the store's URL."""
     def session(self, id: str | None = None) -> Session:
         """The session `id`, made if it is new; without an id, a new one under an id nobody can guess."""
     def find(self, id: str) -> Session:
@@ -673,8 +684,10 @@ class Hub:
         """All sessions, newest activity first."""
     def delete(self, id: str) -> bool:
         """Ends the session (its running turn as cancelled) and forgets it. False when there was none."""
+    def flush(self) -> bool:
+        """Waits, at most half a second a session, until the store has what was logged: True if it has."""
     def close(self) -> None:
-        """Ends all sessions and forgets them."""
+        """Ends all sessions and forgets them. In a store they stay: only turns that run in this process are ended."""
 
 @final
 class Session:

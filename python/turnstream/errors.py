@@ -14,6 +14,7 @@ __all__ = [
     "ForkedProcess",
     "FrameTooLong",
     "HTTPStatusError",
+    "NotWriter",
     "PayloadError",
     "ProducerLost",
     "ProtocolError",
@@ -23,6 +24,11 @@ __all__ = [
     "RemoteUnavailable",
     "SessionClosed",
     "SourceError",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFull",
+    "StoreReadOnly",
+    "StoreUnavailable",
     "StreamTimeout",
     "TurnActive",
     "TurnEnded",
@@ -119,9 +125,45 @@ class UnknownSession(TurnstreamError, LookupError):
 
 
 class UnknownStore(TurnstreamError, ValueError):
-    """No store of that name."""
+    """No store of that name, or nothing there that this version can use as one."""
 
     code = "unknown_store"
+
+
+class StoreError(TurnstreamError):
+    """The store refuses: what was not stored has not happened."""
+
+    code = "store_failed"
+
+
+class StoreFull(StoreError):
+    """The store has no room: the disk's, or its own limit's."""
+
+    code = "store_full"
+
+
+class StoreReadOnly(StoreError):
+    """The store takes no writes."""
+
+    code = "store_read_only"
+
+
+class StoreCorrupt(StoreError):
+    """What is stored is not as it was written."""
+
+    code = "store_corrupt"
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, and as much waits for it as may."""
+
+    code = "store_unavailable"
+
+
+class NotWriter(TurnstreamError):
+    """Another process writes the session: read it here, emit there. Its turn's end frees the session for all."""
+
+    code = "not_writer"
 
 
 class TurnActive(TurnstreamError):

@@ -1,4 +1,4 @@
-//! The core of turnstream: pure Rust, no I/O, no Python.
+//! The core of turnstream: pure Rust, no Python, and no I/O but that of [`store`].
 //!
 //! Data flows one way, and each layer knows the vocabulary and the layer before it:
 //! [`frame`] (bytes to frames), [`provider`] (frames to events), [`session`] (the log and the turn's life),
@@ -15,4 +15,5 @@ pub mod provider;
 pub mod queue;
 pub mod reader;
 pub mod session;
+pub mod store;
 mod sync;

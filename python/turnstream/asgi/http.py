@@ -15,8 +15,10 @@ from turnstream.errors import (
     Conflict,
     CursorError,
     CursorExpired,
+    NotWriter,
     PayloadError,
     SessionClosed,
+    StoreError,
     TurnActive,
     TurnEnded,
     TurnstreamError,
@@ -37,8 +39,10 @@ _STATUS: dict[type[TurnstreamError], int] = {
     TurnEnded: 409,
     Conflict: 409,
     SessionClosed: 409,
+    NotWriter: 409,
     CursorExpired: 410,
     PayloadError: 422,
+    StoreError: 503,
 }
 
 

@@ -95,11 +95,11 @@ async def cancel(app: "App", request: Request) -> ASGIApp:
     """202 `{"state", "turn"}`, also for a turn that was cancelled before; 409 when it has ended otherwise."""
     session = app.find(request)
     reason = text_field(await request.json(), "reason")
-    await session.cancel(reason or "cancelled")
+    told = await session.cancel(reason or "cancelled")
     status = session.status()
-    if status["state"] != "cancelled":
+    if status["state"] != "cancelled" and not told:  # told: another process, which will
         raise HTTPError(409, "turn_ended", "no turn is running", state=status["state"], turn=status["turn"])
-    return Answer(202, {"state": "cancelled", "turn": status["turn"]})
+    return Answer(202, {"state": status["state"], "turn": status["turn"]})
 
 
 ROUTES = (

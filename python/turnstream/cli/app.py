@@ -111,12 +111,28 @@ def serve(
     target: Annotated[str, typer.Argument(metavar="APP:HUB", help="A module and the name of its hub: myapp.main:hub")],
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that serve; the hub needs a store.")] = 1,
 ) -> None:
     """Serve a hub: its sessions' event streams, statuses and messages."""
     with _one_line_errors():
         hub = _load(target)
+        if workers > 1 and hub.store == "memory":
+            raise Complaint(f"{target}: a hub in memory lives in one process; several need a store")
         uvicorn, asgi = _need("uvicorn"), _need("turnstream.asgi")
-        uvicorn.run(asgi.app(hub), host=host, port=port, log_level="info", timeout_graceful_shutdown=3)
+        options: dict[str, Any] = {"host": host, "port": port, "log_level": "info", "timeout_graceful_shutdown": 3}
+        if workers == 1:
+            uvicorn.run(asgi.app(hub), **options)
+            return
+        os.environ[_SERVED] = target  # each worker loads it anew: a hub does not outlive a fork
+        uvicorn.run("turnstream.cli.app:served", factory=True, workers=workers, **options)
+
+
+_SERVED = "TURNSTREAM_SERVED"
+
+
+def served() -> Any:
+    """What each worker of `serve` serves."""
+    return _need("turnstream.asgi").app(_load(os.environ[_SERVED]))
 
 
 # --- what the commands share -----------------------------------------------------------------------------------------

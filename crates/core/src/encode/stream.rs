@@ -46,7 +46,7 @@ impl FrameStream {
         options: StreamOptions,
         encoder: Box<dyn Encoder>,
     ) -> Result<Self, ReadError> {
-        let before = session.look(|state| state.turn_start.saturating_sub(1));
+        let before = session.see(|state| state.turn_start.saturating_sub(1));
         // Nothing of the newest turn comes before its beginning: there is no state to tell.
         let at_beginning = read.after.as_ref().is_some_and(|cursor| cursor.seq() == before);
         let mut read = ReadOptions { state_first: encoder.wants_state() && !at_beginning, ..read.clone() };

@@ -42,11 +42,22 @@ pub(crate) struct Log {
     /// Deltas in `entries` whose message or call is done: a compaction pass pays off once they are an eighth.
     spent: usize,
     pub(crate) evicted: u64,
+    /// Events after this seq wait for a store: no reader sees them, and they stay.
+    pub(crate) seen: u64,
 }
 
 impl Log {
     pub(crate) fn new() -> Self {
-        Self { entries: VecDeque::new(), head: 0, trimmed: 0, base: State::default(), bytes: 0, spent: 0, evicted: 0 }
+        Self {
+            entries: VecDeque::new(),
+            head: 0,
+            trimmed: 0,
+            base: State::default(),
+            bytes: 0,
+            spent: 0,
+            evicted: 0,
+            seen: u64::MAX,
+        }
     }
 
     /// Returns the entry's seq.
@@ -56,6 +67,15 @@ impl Log {
         self.bytes += entry.event.size() + size_of::<Entry>();
         self.entries.push_back(entry);
         self.head
+    }
+
+    /// Takes back what came after `seq`.
+    pub(crate) fn truncate(&mut self, seq: u64) {
+        while self.entries.back().is_some_and(|entry| entry.event.seq > seq) {
+            let Some(entry) = self.entries.pop_back() else { break };
+            self.bytes -= entry.event.size() + size_of::<Entry>();
+        }
+        self.head = seq;
     }
 
     /// `count` more deltas are covered by their final event.
@@ -84,8 +104,9 @@ impl Log {
             self.spent = 0;
             let before = self.entries.len();
             let mut freed = 0;
+            let seen = self.seen;
             self.entries.retain(|entry| {
-                let keep = entry.event.payload.class() != Class::Delta || !is_spent(&entry.event);
+                let keep = entry.event.payload.class() != Class::Delta || entry.event.seq > seen || !is_spent(&entry.event);
                 if !keep {
                     freed += entry.event.size() + size_of::<Entry>();
                 }
@@ -96,6 +117,9 @@ impl Log {
         }
         let oldest = now.saturating_sub(limits.max_age_ms);
         while self.entries.len() > 1 && (over(self) || self.entries[0].event.time < oldest) {
+            if self.entries[0].event.seq > self.seen {
+                break;
+            }
             let Some(entry) = self.entries.pop_front() else { break };
             self.base.apply(&entry.event);
             // A hole right behind the front has left with it.

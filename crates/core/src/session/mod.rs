@@ -10,11 +10,13 @@
 mod admit;
 pub mod fold;
 pub mod hub;
+mod keeper;
 mod log;
 #[cfg(all(test, loom))]
 mod models;
 mod produce;
 mod state;
+mod stored;
 mod turn;
 mod waiters;
 
@@ -24,6 +26,7 @@ use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use hub::Hub;
+pub use keeper::{BACKLOG_EVENTS, PATIENCE, StoreOptions};
 pub use log::Entry;
 use log::Log;
 pub use produce::Taken;
@@ -34,6 +37,7 @@ pub use waiters::Ticket;
 use waiters::Waiters;
 
 use crate::event::{Class, Context, Json, Payload, PayloadError, Status};
+use crate::store::StoreError;
 use crate::sync::{AtomicU64, Mutex};
 
 /// How much a session keeps.
@@ -97,6 +101,18 @@ pub enum SessionError {
     /// The payload is not of the vocabulary.
     #[error(transparent)]
     Payload(#[from] PayloadError),
+    /// Another process writes the session.
+    #[error("another process writes this session")]
+    NotWriter {
+        /// How long its lease still runs, unless it renews it.
+        remaining_ms: u64,
+    },
+    /// The id cannot be a key in a store.
+    #[error("session id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ - : @")]
+    BadId,
+    /// The store refuses.
+    #[error(transparent)]
+    Store(StoreError),
 }
 
 /// Exact counts of what a session did.
@@ -173,6 +189,8 @@ pub(crate) struct Inner {
     waiters: Waiters,
     paces: Vec<Arc<Pace>>,
     pace_waiters: Waiters,
+    /// What a session in a store keeps besides.
+    stored: Option<Box<stored::Stored>>,
 }
 
 /// One conversation: one log, and the state folded from it. Shared by `Arc`; every method is safe from every thread.
@@ -184,6 +202,7 @@ pub struct Session {
     readers: AtomicUsize,
     /// Read without the lock by feeds that want to stop early.
     cancelled: AtomicBool,
+    link: Option<stored::Link>,
 }
 
 /// What [`Session::page`] found.
@@ -206,13 +225,33 @@ pub struct Page {
 }
 
 impl Session {
-    /// A new, empty session.
+    /// A new, empty session in memory.
     pub fn new(id: &str, limits: Limits) -> Arc<Self> {
+        Arc::new(Self::bare(id, limits, None))
+    }
+
+    /// A session of which `parts` makes what it needs to live in a store.
+    fn make(
+        id: &str,
+        limits: Limits,
+        epoch: &str,
+        parts: impl FnOnce(&std::sync::Weak<Self>) -> (stored::Link, stored::Stored),
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|weak| {
+            let mut session = Self::bare(id, limits, Some(epoch));
+            let (link, stored) = parts(weak);
+            session.link = Some(link);
+            session.inner.lock().stored = Some(Box::new(stored));
+            session
+        })
+    }
+
+    fn bare(id: &str, limits: Limits, epoch: Option<&str>) -> Self {
         let id: Arc<str> = Arc::from(id);
         let context = Arc::new(Context::of_session(&id));
-        Arc::new(Self {
+        Self {
             id,
-            epoch: Arc::from(hub::random_word(8)),
+            epoch: epoch.map_or_else(|| Arc::from(hub::random_word(8)), Arc::from),
             born: now_ms(),
             inner: Mutex::new(Inner {
                 log: Log::new(),
@@ -231,10 +270,12 @@ impl Session {
                 waiters: Waiters::default(),
                 paces: Vec::new(),
                 pace_waiters: Waiters::default(),
+                stored: None,
             }),
             readers: AtomicUsize::new(0),
             cancelled: AtomicBool::new(false),
-        })
+            link: None,
+        }
     }
 
     /// The session's id.
@@ -258,7 +299,9 @@ impl Session {
         // The tick may be behind an exact time that was taken before it. What is further behind, somebody has set.
         inner.now = if inner.now.wrapping_sub(now) <= TICK_MS { inner.now } else { now };
         let result = change(&mut inner);
-        let changed = inner.log.head != before || inner.closed;
+        inner.hand_over(before);
+        // What waits for a store wakes nobody yet.
+        let changed = (inner.log.head != before || inner.closed) && inner.log.seen == u64::MAX;
         let waiters = (changed && inner.waiters.len() > 0).then(|| inner.waiters.take());
         let producers = inner.closed.then(|| inner.pace_waiters.take());
         drop(inner);
@@ -276,6 +319,7 @@ impl Session {
     ///
     /// `turn` `None` means the running turn, or, where none runs, the session itself (turn 0).
     pub fn emit(&self, turn: Option<u32>, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
+        let _hold = self.hold(turn)?;
         self.change(|inner| {
             let emitted = inner.enter(&self.id, turn).and_then(|turn| inner.admit(&self.id, turn, payload, extra));
             inner.settle();
@@ -285,6 +329,7 @@ impl Session {
 
     /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken; none is left.
     pub fn emit_all(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
+        let _hold = self.hold(Some(turn)).inspect_err(|_| payloads.clear())?;
         // A delta's time is the last tick's: nobody sets a watch by it.
         let deltas = payloads.iter().all(|payload| payload.class() == Class::Delta);
         let (mut count, mut failed) = (0, None);
@@ -313,11 +358,16 @@ impl Session {
         failed.map_or(Ok(count), Err)
     }
 
-    /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
+    /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing. Where another process
+    /// writes the session, asks it to cancel its turn, and no more.
     pub fn close(&self, reason: Option<&str>) {
+        let hold = self.hold(None);
         self.cancel("session_closed");
+        if hold.is_err() {
+            return;
+        }
         self.change(|inner| {
-            if !inner.closed {
+            if !inner.closed && inner.writes() {
                 inner.push(Payload::SessionEnd(Box::new(crate::event::SessionEnd { reason: reason.map(Into::into) })), None, 0);
                 inner.closed = true;
             }
@@ -330,7 +380,8 @@ impl Session {
         let inner = self.inner.lock();
         let base = (inner.log.trimmed > seq).then(|| (inner.log.trimmed, inner.log.base.snapshot_json()));
         let start = inner.log.after(seq);
-        out.extend(inner.log.entries.iter().skip(start).take(max).cloned());
+        let seen = inner.log.seen;
+        out.extend(inner.log.entries.iter().skip(start).take(max).take_while(|entry| entry.event.seq <= seen).cloned());
         (inner.position(), base)
     }
 
@@ -343,7 +394,7 @@ impl Session {
     /// and the caller looks again. Looking and registering under one lock is what makes a lost wake-up impossible.
     pub fn park(&self, seq: u64, waker: &Waker, ticket: &mut Ticket) -> bool {
         let mut inner = self.inner.lock();
-        if inner.log.head > seq || inner.closed {
+        if inner.seen_head() > seq || inner.is_over() {
             return false;
         }
         let replaced = inner.waiters.wait(ticket, waker);
@@ -478,13 +529,13 @@ impl Session {
     /// The state at the log's head.
     pub fn head_snapshot(&self) -> (u64, Json) {
         let inner = self.inner.lock();
-        (inner.log.head, inner.state.snapshot_json())
+        (inner.seen_head(), inner.public().snapshot_json())
     }
 
     /// What was said so far, and the seq up to which: a reader from there sees exactly the rest.
     pub fn messages_snapshot(&self) -> (u64, Json) {
         let inner = self.inner.lock();
-        (inner.log.head, inner.state.messages_json())
+        (inner.seen_head(), inner.public().messages_json())
     }
 
     /// The seq of the oldest event in the log.
@@ -519,14 +570,19 @@ impl Session {
         self.look(|state| state.running.then_some(state.turn))
     }
 
+    /// Looks at the folded state as readers see it: without what a store has not taken yet.
+    pub fn see<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(self.inner.lock().public())
+    }
+
     /// The last turn's completion; none while a turn runs or before the first has ended.
     pub fn result(&self) -> Option<Json> {
-        self.look(|state| if state.running { None } else { state.outcome.as_ref().map(|outcome| outcome.completion.clone()) })
+        self.see(|state| if state.running { None } else { state.outcome.as_ref().map(|outcome| outcome.completion.clone()) })
     }
 
     /// The session's state in one word.
     pub fn state_word(&self) -> &'static str {
-        self.look(State::word)
+        self.see(State::word)
     }
 
     /// The status page, as JSON.
@@ -534,6 +590,7 @@ impl Session {
         use state::{key, object};
         let readers = self.readers();
         let inner = self.inner.lock();
+        let (state, head) = (inner.public(), inner.seen_head());
         let mut out = Vec::new();
         let text = |out: &mut Vec<u8>, name, value: &str| {
             key(out, name);
@@ -548,25 +605,25 @@ impl Session {
             crate::event::Field::write(&value, out);
         };
         text(&mut out, "session_id", &self.id);
-        text(&mut out, "state", inner.state.word());
-        number(&mut out, "turn", Some(inner.state.turn.into()));
+        text(&mut out, "state", state.word());
+        number(&mut out, "turn", Some(state.turn.into()));
         text(&mut out, "epoch", &self.epoch);
-        number(&mut out, "head", Some(inner.log.head));
+        number(&mut out, "head", Some(head));
         number(&mut out, "earliest", inner.log.entries.front().map(|entry| entry.event.seq));
-        text(&mut out, "cursor", &format!("{}.{}", self.epoch, inner.log.head));
+        text(&mut out, "cursor", &format!("{}.{}", self.epoch, head));
         let earliest = inner.log.entries.front().map(|_| format!("{}.{}", self.epoch, inner.log.trimmed));
         json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
-        json(&mut out, "progress", Some(inner.state.progress_json()));
-        json(&mut out, "usage", inner.state.usage_json());
-        let failed = inner.state.outcome.as_ref().filter(|_| !inner.state.running);
+        json(&mut out, "progress", Some(state.progress_json()));
+        json(&mut out, "usage", state.usage_json());
+        let failed = state.outcome.as_ref().filter(|_| !state.running);
         let error = failed.and_then(|outcome| {
             outcome.completion.to_value().get("error").filter(|error| !error.is_null()).map(Json::from_value)
         });
-        json(&mut out, "error", error.or_else(|| inner.state.error.as_ref().map(|(_, error)| error.clone())));
+        json(&mut out, "error", error.or_else(|| state.error.as_ref().map(|(_, error)| error.clone())));
         number(&mut out, "readers", Some(readers as u64));
         number(&mut out, "subscriber_failures", Some(inner.statistics.subscriber_failures));
-        number(&mut out, "started", inner.state.started);
-        number(&mut out, "updated", inner.state.updated);
+        number(&mut out, "started", state.started);
+        number(&mut out, "updated", state.updated);
         for (name, value) in &inner.notes {
             json(&mut out, name, Some(value.clone()));
         }
@@ -588,15 +645,26 @@ impl State {
 
 impl Inner {
     fn position(&self) -> Page {
+        let state = self.public();
         Page {
-            head: self.log.head,
+            head: self.seen_head(),
             trimmed: self.log.trimmed,
-            closed: self.closed,
-            turn: self.state.turn,
-            running: self.state.running,
-            last_end: self.state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
-            last_turn: self.state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
+            closed: self.is_over(),
+            turn: state.turn,
+            running: state.running,
+            last_end: state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
+            last_turn: state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
         }
+    }
+
+    /// The newest seq that readers see.
+    fn seen_head(&self) -> u64 {
+        self.log.head.min(self.log.seen)
+    }
+
+    /// Whether nothing comes that readers have not seen.
+    fn is_over(&self) -> bool {
+        self.closed && self.log.head <= self.log.seen
     }
 
     fn may_produce(&self) -> bool {
