@@ -46,6 +46,8 @@ impl Session {
     pub fn emit_batch(&self, batch: Batch) -> Taken {
         let mut taken = Taken { malformed: batch.malformed, ..Taken::default() };
         let header = batch.header;
+        // Where another process writes, or the store does not keep up, each event is refused below.
+        let _hold = self.hold(None);
         self.change(|inner| {
             let at = inner.producers.iter().rposition(|known| *known.name == *header.producer).unwrap_or_else(|| {
                 if inner.producers.len() == PRODUCERS {
