@@ -6,7 +6,7 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use turnstream_core::encode::native::{Format, FrameStream, StreamOptions};
+use turnstream_core::encode::{Format, FrameStream, StreamOptions};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
 use turnstream_core::session::{self as core, TurnOptions};
@@ -151,6 +151,7 @@ fn read_options(after: Option<&str>, follow: &str, deltas: &str, on_trim: &str, 
         merge: flag("deltas", deltas, "exact", "merged")?,
         pace_window: if pace { PACE_WINDOW } else { 0 },
         fail_on_trim: flag("on_trim", on_trim, "snapshot", "fail")?,
+        state_first: false,
     })
 }
 
@@ -264,11 +265,14 @@ impl Session {
     ) -> PyResult<Py<PyAny>> {
         check_fork(self.made)?;
         let read = read_options(after, follow, deltas, on_trim, false)?;
-        let format = if flag("format", format, "sse", "ndjson")? { Format::Ndjson } else { Format::Sse };
+        let format = Format::parse(format).ok_or_else(|| {
+            let known: Vec<_> = Format::ALL.iter().map(|(name, _)| *name).collect();
+            PyValueError::new_err(format!("format: expected one of {}", known.join(", ")))
+        })?;
         let heartbeat = Duration::try_from_secs_f64(heartbeat_s)
             .map_err(|_| PyValueError::new_err("heartbeat_s: expected seconds, 0 for none"))?;
-        let options = StreamOptions { format, heartbeat_s, max_bytes, limit, retry_ms };
-        let stream = FrameStream::open(&self.session, &read, options).map_err(|error| errors::read(&error))?;
+        let options = StreamOptions { heartbeat_s, max_bytes, limit, retry_ms };
+        let stream = FrameStream::open(&self.session, &read, options, format.encoder()).map_err(|error| errors::read(&error))?;
         slots::make(py, FrameReader::new(stream, heartbeat))
     }
 

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyList, PyType};
 use pyo3::{PyTraverseError, PyVisit};
-use turnstream_core::encode::native::FrameStream;
+use turnstream_core::encode::FrameStream;
 use turnstream_core::reader::{self as core, Item, Poll};
 
 use crate::bell::{check_fork, generation};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::task::{Wake, Waker};
 
 use proptest::prelude::*;
-use turnstream_core::encode::native::{Format, FrameStream, StreamOptions};
+use turnstream_core::encode::{Format, FrameStream, StreamOptions};
 use turnstream_core::event::{Class, Event, Payload};
 use turnstream_core::provider::{Normalizer, Options};
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadError, ReadOptions, Reader, Status};
@@ -702,7 +702,7 @@ fn edge_42_sessions_share_nothing() {
 // --- frames -----------------------------------------------------------------------------------------------------------
 
 fn stream_options() -> StreamOptions {
-    StreamOptions { format: Format::Sse, heartbeat_s: 10.0, max_bytes: 65_536, limit: None, retry_ms: None }
+    StreamOptions { heartbeat_s: 10.0, max_bytes: 65_536, limit: None, retry_ms: None }
 }
 
 #[test]
@@ -713,7 +713,7 @@ fn edge_56_only_events_of_the_log_carry_an_id() {
         emit(&session, "custom", &format!(r#"{{"name":"{i}"}}"#));
     }
     session.end_turn(1, Ending::default());
-    let mut stream = FrameStream::open(&session, &ReadOptions::default(), stream_options()).unwrap();
+    let mut stream = FrameStream::open(&session, &ReadOptions::default(), stream_options(), Format::Sse.encoder()).unwrap();
     let mut out = Vec::new();
     assert_eq!(stream.poll(&mut out), Poll::Ready);
     stream.write_heartbeat(&mut out);
@@ -730,7 +730,7 @@ fn a_snapshot_that_nothing_follows_still_moves_the_cursor() {
     let session = session();
     let turn = start(&session);
     end(&session, turn);
-    let mut stream = FrameStream::open(&session, &after(&session, 99), stream_options()).unwrap();
+    let mut stream = FrameStream::open(&session, &after(&session, 99), stream_options(), Format::Sse.encoder()).unwrap();
     let mut out = Vec::new();
     while stream.poll(&mut out) == Poll::Ready {}
     assert!(String::from_utf8(out).unwrap().ends_with(&format!("\n\nid: {}.2\n\n", session.epoch())));
@@ -746,8 +746,8 @@ fn a_limited_page_goes_on_where_it_stopped() {
     end(&session, turn);
     let (mut seen, mut cursor) = (0, 0);
     while seen < 12 {
-        let options = StreamOptions { format: Format::Ndjson, limit: Some(5), ..stream_options() };
-        let mut stream = FrameStream::open(&session, &after(&session, cursor), options).unwrap();
+        let options = StreamOptions { limit: Some(5), ..stream_options() };
+        let mut stream = FrameStream::open(&session, &after(&session, cursor), options, Format::Ndjson.encoder()).unwrap();
         let mut out = Vec::new();
         while stream.poll(&mut out) == Poll::Ready {}
         let page: Vec<_> = out.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).skip(1).collect();

@@ -78,11 +78,13 @@ pub struct ReadOptions {
     pub pace_window: u64,
     /// Refuse a cursor whose tail has left the log, instead of a snapshot.
     pub fail_on_trim: bool,
+    /// A snapshot first, wherever but at the log's beginning the reader starts: for who must know what came before.
+    pub state_first: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { after: None, follow: Follow::Turn, merge: false, pace_window: 0, fail_on_trim: false }
+        Self { after: None, follow: Follow::Turn, merge: false, pace_window: 0, fail_on_trim: false, state_first: false }
     }
 }
 
@@ -186,6 +188,8 @@ impl Reader {
                 status = Status::Trimmed;
             }
             snapshot = Some(session.base_snapshot());
+        } else if options.state_first && seq > 0 {
+            snapshot = Some(session.snapshot_at(seq));
         }
         if let Some((at, _)) = &snapshot {
             seq = *at;

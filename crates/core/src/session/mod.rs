@@ -377,6 +377,18 @@ impl Session {
         (inner.log.trimmed, inner.log.base.snapshot_json())
     }
 
+    /// The state after `seq`, or where the log begins if that is later: linear in the events from there to `seq`.
+    pub fn snapshot_at(&self, seq: u64) -> (u64, Json) {
+        let inner = self.inner.lock();
+        let at = seq.clamp(inner.log.trimmed, inner.log.head);
+        if at == inner.log.head {
+            return (at, inner.state.snapshot_json());
+        }
+        let mut state = inner.log.base.clone();
+        inner.log.entries.iter().take_while(|entry| entry.event.seq <= at).for_each(|entry| state.apply(&entry.event));
+        (at, state.snapshot_json())
+    }
+
     /// The state at the log's head.
     pub fn head_snapshot(&self) -> (u64, Json) {
         let inner = self.inner.lock();

@@ -108,6 +108,8 @@ pub struct Outcome {
 pub struct State {
     /// The newest turn; 0 before the first.
     pub turn: u32,
+    /// The seq of that turn's `turn_start`.
+    pub turn_start: u64,
     /// The newest round of that turn.
     pub round: u32,
     /// Whether the newest turn runs.
@@ -191,6 +193,7 @@ impl State {
             Payload::TurnStart(start) => {
                 (self.turn, self.round, self.running, self.round_open, self.events) = (turn, 0, true, false, 1);
                 (self.usage, self.error, self.truncated, self.interrupted) = (None, None, None, None);
+                self.turn_start = event.seq;
                 self.stages.clear();
                 self.started = Some(event.time);
                 if start.input.is_some() {
