@@ -31,6 +31,7 @@ pub fn session(error: &SessionError) -> PyErr {
         SessionError::TurnEnded { .. } | SessionError::NoTurn { .. } => "TurnEnded",
         SessionError::Conflict { .. } => "Conflict",
         SessionError::Unknown => "UnknownSession",
+        SessionError::Full(_) => "HubFull",
         SessionError::Payload(_) => "PayloadError",
     };
     raise(name, error)

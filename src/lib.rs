@@ -15,6 +15,7 @@ mod pace;
 mod provider;
 mod queue;
 mod reader;
+mod redact;
 mod slots;
 mod turn;
 mod wait;

@@ -69,6 +69,10 @@ class Gate:
     def __init__(self) -> None:
         self._open: Future[None] = Future()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open.done()
+
     def open(self) -> None:
         self._open.set_result(None)
 

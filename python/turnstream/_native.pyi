@@ -501,6 +501,18 @@ class Snapshot(Event):
     def state(self) -> Any: ...
 
 @final
+class StreamClose(Event):
+    """`stream_close` (control): The last frame of a stream that the server ends early: come back with the last id.
+    `retry_ms`: not sooner."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def retry_ms(self) -> int | None: ...
+
+@final
 class Gap(Event):
     """`gap` (control): Events `first` to `last` will not come."""
 
@@ -608,11 +620,24 @@ class TurnFeed:
 
 @final
 class Limits:
-    """How much a session keeps. What no longer fits leaves the log: deltas of finished messages first, then the
-    oldest.
+    """How much a session keeps, and how much all sessions of a hub keep together.
+
+    What no longer fits a session's log leaves it: deltas of finished messages first, then the oldest. What no longer
+    fits the hub leaves in the same order, and then whole sessions, the longest still first; never one with a running
+    turn or an open reader. A message is cut at `max_message_bytes`, with a `warning`.
     """
 
-    def __new__(cls, *, max_events: int = 100_000, max_bytes: int = 67_108_864, max_age_s: float = 3600.0) -> Self: ...
+    def __new__(
+        cls,
+        *,
+        max_events: int = 100_000,
+        max_bytes: int = 67_108_864,
+        max_age_s: float = 3600.0,
+        max_message_bytes: int = 16_777_216,
+        max_sessions: int = 100_000,
+        hub_max_events: int = 10_000_000,
+        hub_max_bytes: int = 1_073_741_824,
+    ) -> Self: ...
     @property
     def max_events(self) -> int: ...
     @property
@@ -620,6 +645,14 @@ class Limits:
     @property
     def max_age_s(self) -> float:
         """Age of an event in seconds; also how long a finished session is kept."""
+    @property
+    def max_message_bytes(self) -> int: ...
+    @property
+    def max_sessions(self) -> int: ...
+    @property
+    def hub_max_events(self) -> int: ...
+    @property
+    def hub_max_bytes(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
@@ -627,17 +660,32 @@ class Hub:
     """The sessions, and the store they live in. Safe from every thread.
 
     `store`: "memory". UnknownStore for any other. A hub cannot be used in the child of a fork (ForkedProcess).
+    `redact` sees each event as a dict (`type` and the event's own fields), on the thread that emits, before it is
+    stored: what it returns is stored, None leaves the event out. Where it fails, `custom{name: "redaction_failed"}`
+    stands for the event.
     """
 
-    def __new__(cls, store: str = "memory", limits: Limits | None = None) -> Self: ...
+    def __new__(
+        cls,
+        store: str = "memory",
+        limits: Limits | None = None,
+        *,
+        redact: Callable[[dict[str, Any]], Mapping[str, Any] | None] | None = None,
+    ) -> Self: ...
     def session(self, id: str | None = None) -> Session:
-        """The session `id`, made if it is new; without an id, a new one under an id nobody can guess."""
+        """The session `id`, made if it is new; without an id, a new one under an id nobody can guess. HubFull for a
+        new one where `max_sessions` are in use."""
     def find(self, id: str) -> Session:
         """The session `id`, or UnknownSession; never makes one."""
     def sessions(self) -> list[Session]:
         """All sessions, newest activity first."""
     def delete(self, id: str) -> bool:
         """Ends the session (its running turn as cancelled) and forgets it. False when there was none."""
+    def check_stalls(self, timeout_s: float) -> list[Session]:
+        """The sessions whose running turn has now said nothing for `timeout_s`. Each gets a `warning` with the code
+        `stalled`, once per stall."""
+    def statistics(self) -> dict[str, int]:
+        """Exact counts: sessions, events, bytes, forgotten."""
     def close(self) -> None:
         """Ends all sessions and forgets them."""
 
@@ -660,7 +708,13 @@ class Session:
     def cursor(self) -> str:
         """`<epoch>.<head>`."""
     def turn(
-        self, input: Any = None, *, backend: str | None = None, client_id: str | None = None, metadata: Any = None
+        self,
+        input: Any = None,
+        *,
+        backend: str | None = None,
+        client_id: str | None = None,
+        metadata: Any = None,
+        principal: Any = None,
     ) -> Turn:
         """Starts a turn (logs `turn_start`). TurnActive while one runs; SessionClosed after the session's end.
 
@@ -714,7 +768,8 @@ class Session:
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
     def statistics(self) -> dict[str, int]:
-        """Exact counts: appended, duplicates, late, refused, evicted, retained, bytes, readers."""
+        """Exact counts: appended, duplicates, late, refused, capped, redaction_failures, evicted, retained, bytes,
+        readers."""
     def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:
         """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
         usage, and cancels its task. Awaits to False when none was running."""
@@ -754,6 +809,9 @@ class Turn:
     @property
     def input(self) -> Any:
         """What the request brought, untouched."""
+    @property
+    def principal(self) -> Any:
+        """Who asked for it, as the auth hook said. In no event."""
     @property
     def cancelled(self) -> bool: ...
     @property
@@ -901,9 +959,13 @@ class FrameReader:
     @property
     def status(self) -> str:
         """How the cursor was taken, as in `stream_open`."""
+    @property
+    def session(self) -> Session:
+        """The session that it reads."""
     def __await__(self) -> Generator[Any, None, bytes]: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[bytes]: ...
     def __iter__(self) -> Iterator[bytes]: ...
-    def close(self) -> None:
-        """Ends the iteration, also of a task that is parked in it. A second call does nothing."""
+    def close(self, reason: str | None = None, *, retry_ms: int | None = None) -> None:
+        """Ends the iteration, also of a task that is parked in it: at once, or, with a reason, after a last frame that
+        says it. A second call does nothing."""

@@ -12,6 +12,7 @@ __all__ = [
     "ForkedProcess",
     "FrameTooLong",
     "HTTPStatusError",
+    "HubFull",
     "PayloadError",
     "ProtocolError",
     "QueueEmpty",
@@ -111,6 +112,12 @@ class UnknownSession(TurnstreamError, LookupError):
     """No session of that id."""
 
     code = "unknown_session"
+
+
+class HubFull(TurnstreamError):
+    """The hub holds as many sessions as its limits allow, and all of them are in use."""
+
+    code = "hub_full"
 
 
 class UnknownStore(TurnstreamError, ValueError):

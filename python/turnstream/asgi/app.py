@@ -17,15 +17,17 @@ from typing import Any, TypeAlias
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
 from turnstream.asgi import sessions
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, text_field
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, metadata_field, text_field
+from turnstream.asgi.policy import Policy
 from turnstream.asgi.route import SESSION_ID, Route
 from turnstream.asgi.shutdown import before_stop_signals
-from turnstream.asgi.stream import Streams
+from turnstream.asgi.streams import PRINCIPAL, Streams
 from turnstream.errors import TurnstreamError
 
 Auth: TypeAlias = Callable[[Scope], Any]
 """Says who asks, sync or async: None, or anything empty, is a 401, an exception a 403 or what its HTTPError says. The
-scope holds the route's parameters as `path_params`."""
+scope holds the route's parameters as `path_params`. Asked before every answer: each subscription, resume and poll. What
+it gives is `turn.principal` for the agent, and stands in no event."""
 
 MAX_BODY_BYTES = 1 << 20
 """The largest request body, unless told."""
@@ -50,6 +52,7 @@ class App:
         heartbeat_s: float,
         retry_ms: int | None,
         max_body_bytes: int,
+        policy: Policy,
     ) -> None:
         self.hub = hub
         self._runner = None if agent is None else Runner(agent)
@@ -58,7 +61,9 @@ class App:
         self.heartbeat_s = heartbeat_s
         self.retry_ms = retry_ms
         self._max_body_bytes = max_body_bytes
-        self.streams = Streams()
+        self.policy = policy
+        self.streams = Streams(policy)
+        self._watch: asyncio.TimerHandle | None = None
 
     # the life of the application
 
@@ -80,6 +85,7 @@ class App:
         """What a server runs around the application. At its end, or when the process is told to stop: `shutdown`."""
         self.streams.closing = False
         loop = asyncio.get_running_loop()
+        self._watch_stalls(loop)
         stopping: list[asyncio.Task[None]] = []
         with before_stop_signals(loop, lambda: stopping.append(loop.create_task(self.shutdown()))):
             try:
@@ -88,11 +94,33 @@ class App:
                 await asyncio.gather(self.shutdown(), *stopping)
 
     async def shutdown(self) -> None:
-        """Cancels the running turns, then ends the streams. Takes at most GRACE_S + DRAIN_S; may be called again."""
+        """Cancels the running turns, then ends the streams. Takes GRACE_S at most; may be called again."""
         self.streams.closing = True
-        if self._runner is not None:
-            await self._runner.close()
-        await self.streams.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        # The turns end at once, before anything is awaited: the streams need not wait for the agents' cleaning up.
+        runner = [] if self._runner is None else [self._runner.close()]
+        await asyncio.gather(*runner, self.streams.close())
+
+    def _watch_stalls(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Looks at all running turns, four times per timeout: one timer, whatever their number."""
+        timeout = self.policy.stall_timeout_s
+        if timeout is None or self._watch is not None:
+            return
+
+        def look() -> None:
+            self._watch = loop.call_later(min(timeout / 4, 1.0), look)
+            for session in self.hub.check_stalls(timeout):
+                log.warning("session %s: its turn has said nothing for %g s", session.id, timeout)
+                if self.policy.on_stall == "cancel":
+                    session.cancel("stalled").close()  # it has acted; there is nothing to wait for
+
+        look()
+
+    def statistics(self) -> dict[str, int]:
+        """Exact counts: open `streams`, clients that were `cut` for taking nothing, and `refused` beyond a cap."""
+        return {"streams": self.streams.open, "cut": self.streams.cut, "refused": self.streams.refused}
 
     # the way of a request
 
@@ -124,8 +152,9 @@ class App:
     async def respond(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request whose route is known and whose `path_params` are in its scope."""
         answer: ASGIApp
+        self._watch_stalls(asyncio.get_running_loop())  # where no lifespan runs
         try:
-            await self._authorize(scope)
+            PRINCIPAL.set(await self._authorize(scope))
             answer = await route.handler(self, Request(scope, receive, self._max_body_bytes))
         except HTTPError as error:
             answer = Answer.error(error)
@@ -138,9 +167,10 @@ class App:
             answer = Answer.error(HTTPError(500, "internal", "the server failed; its log says how"))
         await answer(scope, receive, send)
 
-    async def _authorize(self, scope: Scope) -> None:
+    async def _authorize(self, scope: Scope) -> Any:
+        """Who asks; the task of a request has a context of its own, and so has each turn that it starts."""
         if self._auth is None:
-            return
+            return None
         try:
             principal = self._auth(scope)
             if inspect.isawaitable(principal):
@@ -153,6 +183,7 @@ class App:
             raise HTTPError(403, "forbidden", "not allowed") from None
         if not principal:
             raise HTTPError(401, "unauthorized", "say who you are", headers={"www-authenticate": "Bearer"})
+        return principal
 
     def find(self, request: Request) -> Session:
         session_id = request.scope["path_params"]["session_id"]
@@ -166,7 +197,11 @@ class App:
         if self.streams.closing:
             raise HTTPError(503, "shutting_down", "the server is shutting down")
         started = self._runner.start(
-            session, body["input"], client_id=text_field(body, "client_id"), metadata=body.get("metadata")
+            session,
+            body["input"],
+            client_id=text_field(body, "client_id"),
+            metadata=metadata_field(body),
+            principal=PRINCIPAL.get(),
         )
         return started._asdict()
 
@@ -180,13 +215,15 @@ def app(
     heartbeat_s: float = 10.0,
     retry_ms: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    policy: Policy | None = None,
 ) -> App:
     """All routes over `hub` as one ASGI application, to be served or mounted.
 
     `agent` runs for each turn that a client starts; without one the application only shows. `auth` is asked before
     every route. `listing` switches `GET /sessions` on: a session's id is what lets a client read it, so a list of them
-    opens all. Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful
-    shutdown (uvicorn's `timeout_graceful_shutdown`).
+    opens all. `policy` says what becomes of clients that leave, freeze or come in crowds, and of turns that stall.
+    Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful shutdown
+    (uvicorn's `timeout_graceful_shutdown`).
     """
     return App(
         hub,
@@ -196,4 +233,5 @@ def app(
         heartbeat_s=heartbeat_s,
         retry_ms=retry_ms,
         max_body_bytes=max_body_bytes,
+        policy=policy or Policy(),
     )

@@ -7,6 +7,7 @@ is read beyond its limit.
 """
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
@@ -15,6 +16,7 @@ from turnstream.errors import (
     Conflict,
     CursorError,
     CursorExpired,
+    HubFull,
     PayloadError,
     SessionClosed,
     TurnActive,
@@ -30,6 +32,15 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
+MAX_DEPTH = 64
+"""How deep a request's JSON may be nested."""
+
+MAX_METADATA_BYTES = 16 << 10
+"""The largest `metadata`, as JSON."""
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_BRACKET = re.compile(rb"[\[{\]}]")
+
 _STATUS: dict[type[TurnstreamError], int] = {
     CursorError: 400,
     UnknownSession: 404,
@@ -39,6 +50,7 @@ _STATUS: dict[type[TurnstreamError], int] = {
     SessionClosed: 409,
     CursorExpired: 410,
     PayloadError: 422,
+    HubFull: 503,
 }
 
 
@@ -102,6 +114,8 @@ class Request:
         body = await self._body()
         if not body.strip():
             return {}
+        if depth(body) > MAX_DEPTH:
+            raise HTTPError(400, "bad_json", f"the body is nested deeper than {MAX_DEPTH} levels")
         try:
             value = json.loads(body, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -124,6 +138,17 @@ class Request:
         return bytes(body)
 
 
+def depth(body: bytes) -> int:
+    """How deep a JSON text is nested; in one pass, and only where there are enough brackets for it to matter."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return 0
+    deepest = level = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", body)):
+        level += 1 if bracket[0] in b"[{" else -1
+        deepest = max(deepest, level)
+    return deepest
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
@@ -132,4 +157,12 @@ def text_field(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
     if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256):
         raise HTTPError(422, "bad_body", f"{name} is a text of 1 to 256 characters", parameter=name)
+    return value
+
+
+def metadata_field(body: dict[str, Any]) -> Any:
+    """Any JSON of at most MAX_METADATA_BYTES."""
+    value = body.get("metadata")
+    if value is not None and len(json.dumps(value)) > MAX_METADATA_BYTES:
+        raise HTTPError(422, "bad_body", f"metadata is longer than {MAX_METADATA_BYTES} bytes", parameter="metadata")
     return value

@@ -1,20 +1,21 @@
-"""One session's events as an ASGI response, and the streams that are open on a loop.
+"""One session's events as an ASGI response.
 
 Owns the reading of a stream's query and headers, and the life of a response. Refuses to know the vocabulary: frames
 come encoded from the core.
 
 Invariants: 1. all frames that are ready go out in one send; 2. a response leaves no task and no reader behind, however
-it is left; 3. a disconnect stops nothing but the stream.
+it is left; 3. a disconnect ends the stream at once; what it means for the turn is the policy's of `streams`.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+import json
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.http import Answer, HTTPError, Receive, Scope, Send, header
+from turnstream.asgi.streams import RETRY_MS, Streams
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
@@ -22,8 +23,8 @@ Format: TypeAlias = Literal["sse", "ndjson"]
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
-DRAIN_S = 0.5
-"""How long streams may still send what is in the log when the server stops: a turn's completion, for one."""
+_FULL = {"type": "stream_close", "reason": "too_many_readers", "retry_ms": RETRY_MS}
+_FULL_FRAME = f"retry: {RETRY_MS}\nevent: stream_close\ndata: {json.dumps(_FULL, separators=(',', ':'))}\n\n".encode()
 
 _CONTENT_TYPE: dict[str, bytes] = {"sse": b"text/event-stream; charset=utf-8", "ndjson": b"application/x-ndjson"}
 
@@ -86,34 +87,6 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
-class Streams:
-    """The event streams that are open on one loop, so that they can be ended when the server is to stop."""
-
-    def __init__(self) -> None:
-        self.closing: bool = False
-        self._open: dict[asyncio.Task[Any], FrameReader] = {}
-
-    @contextmanager
-    def opened(self, reader: FrameReader) -> Iterator[None]:
-        """Keeps the current task and its reader while inside."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._open[task] = reader
-        if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
-            reader.close()
-        try:
-            yield
-        finally:
-            del self._open[task]
-
-    async def close(self) -> None:
-        """Lets the streams send what is ready for up to DRAIN_S, then ends them."""
-        self.closing = True
-        if self._open:
-            await asyncio.wait(list(self._open), timeout=DRAIN_S)
-        for reader in self._open.values():
-            reader.close()
-
-
 class EventStream:
     """A session's events as an ASGI response: server-sent events, or NDJSON with `?format=ndjson`.
 
@@ -143,6 +116,9 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             query = self._query or StreamQuery.of(scope)
+            if self._streams.is_full(self._session):
+                await _refuse(query, scope, receive, send)
+                return
             reader = self._open(query)
         except HTTPError as error:
             await Answer.error(error)(scope, receive, send)
@@ -156,13 +132,17 @@ class EventStream:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
         ]
+        now = asyncio.get_running_loop().time
         watcher = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._streams.opened(reader), suppress(OSError):  # OSError: the client has left (ASGI 2.4)
+            # OSError: the client has left (ASGI 2.4)
+            with self._streams.opened(reader, scope=scope) as stream, suppress(OSError):
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 if scope["method"] != "HEAD":
                     async for frames in reader:
+                        stream.sending = now()
                         await send({"type": "http.response.body", "body": frames, "more_body": True})
+                        stream.sending = 0.0
                 if not watcher.done():
                     await send({"type": "http.response.body", "body": b""})
         finally:
@@ -188,6 +168,20 @@ class EventStream:
             raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
         except TurnstreamError as error:
             raise HTTPError.of(error) from error
+
+
+async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send) -> None:
+    """An EventSource gives up for good on any status but 200: it is let in and sent away, to come back later."""
+    if query.format == "sse" and "text/event-stream" in header(scope, b"accept"):
+        headers = [(b"content-type", _CONTENT_TYPE["sse"]), (b"cache-control", b"no-cache")]
+        with suppress(OSError):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})
+        return
+    error = HTTPError(
+        429, "too_many_readers", "too many streams are open", headers={"retry-after": str(RETRY_MS // 1000)}
+    )
+    await Answer.error(error)(scope, receive, send)
 
 
 async def _close_on_disconnect(receive: Receive, reader: FrameReader) -> None:

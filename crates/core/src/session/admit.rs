@@ -9,8 +9,38 @@ use std::sync::Arc;
 use super::{Inner, SessionError};
 use crate::event::{
     AssistantMessage, Class, Context, Event, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload, PayloadError,
-    ReasoningDelta, Text, TextDelta, ToolCall, ToolCallStart, ToolResult,
+    ReasoningDelta, RefusalDelta, Text, TextDelta, ToolCall, ToolCallStart, ToolResult, Warning,
 };
+
+/// A piece of a message.
+trait Piece: Into<Payload> {
+    fn message_id(&self) -> &Id;
+    fn text(&mut self) -> &mut Text;
+}
+
+macro_rules! pieces {
+    ($($delta:ty),*) => {
+        $(impl Piece for $delta {
+            fn message_id(&self) -> &Id {
+                &self.message_id
+            }
+
+            fn text(&mut self) -> &mut Text {
+                &mut self.text
+            }
+        })*
+    };
+}
+pieces!(TextDelta, ReasoningDelta, RefusalDelta);
+
+/// The text's beginning of at most `max` bytes, whole characters; none if all of it fits.
+fn cut(text: &str, max: usize) -> Option<Text> {
+    if text.len() <= max {
+        return None;
+    }
+    let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    Some(text[..end].into())
+}
 
 impl Inner {
     /// Which turn an emit means, or why there is none.
@@ -44,6 +74,7 @@ impl Inner {
         let seq = self.log.head + 1;
         let event = Event { seq, time: self.now, context: self.context.clone(), payload, extra: extra.map(Box::new) };
         self.state.apply(&event);
+        (self.progressed, self.stalled) = (self.now, false);
         match &event.payload {
             Payload::AssistantMessage(whole) => {
                 let deltas = self.state.message(&whole.message_id).map_or(0, |at| self.state.messages[at].deltas);
@@ -104,17 +135,26 @@ impl Inner {
         Ok(match payload {
             Payload::TextDelta(mut delta) => match self.open_message(turn, &mut delta.message_id) {
                 Some(_) if delta.text.is_empty() => self.log.head,
-                Some(_) => self.push(delta.into(), extra, turn),
+                Some(at) => {
+                    let said = self.state.messages[at].text.len();
+                    self.push_capped(turn, said, extra, delta)
+                }
                 None => self.late(),
             },
             Payload::ReasoningDelta(mut delta) => match self.open_message(turn, &mut delta.message_id) {
                 Some(_) if delta.text.is_empty() => self.log.head,
-                Some(_) => self.push(delta.into(), extra, turn),
+                Some(at) => {
+                    let said = self.state.messages[at].reasoning.len();
+                    self.push_capped(turn, said, extra, delta)
+                }
                 None => self.late(),
             },
             Payload::RefusalDelta(mut delta) => match self.open_message(turn, &mut delta.message_id) {
                 Some(_) if delta.text.is_empty() => self.log.head,
-                Some(_) => self.push(delta.into(), extra, turn),
+                Some(at) => {
+                    let said = self.state.messages[at].refusal.as_ref().map_or(0, String::len);
+                    self.push_capped(turn, said, extra, delta)
+                }
                 None => self.late(),
             },
             Payload::ToolCallDelta(mut delta) => {
@@ -248,6 +288,12 @@ impl Inner {
             };
             self.push(start.into(), None, turn);
         }
+        for text in [Some(&mut whole.text), Some(&mut whole.reasoning), whole.refusal.as_mut()].into_iter().flatten() {
+            if let Some(cut) = cut(text, self.limits.max_message_bytes) {
+                *text = cut;
+                self.say_capped(turn, &id);
+            }
+        }
         let at = self.state.message(&id).expect("opened above");
         let shown = &self.state.messages[at];
         whole.streamed = whole.streamed || shown.deltas > 0;
@@ -281,6 +327,35 @@ impl Inner {
             self.push(TextDelta { message_id: id, text }.into(), None, turn);
         }
         self.push(whole.into(), extra, turn)
+    }
+
+    /// Appends a delta to what the message has `said`, as much as its limit allows. What is beyond is never stored.
+    fn push_capped<D: Piece>(&mut self, turn: u32, said: usize, extra: Option<Json>, mut delta: D) -> u64 {
+        let room = self.limits.max_message_bytes.saturating_sub(said);
+        if delta.text().len() > room {
+            let id = delta.message_id().clone();
+            let known = self.capped.contains(&id);
+            let kept = if known { Text::default() } else { cut(delta.text(), room).unwrap_or_default() };
+            let seq = if kept.is_empty() {
+                self.log.head
+            } else {
+                *delta.text() = kept;
+                self.push(delta.into(), extra, turn)
+            };
+            return if known { seq } else { self.say_capped(turn, &id) };
+        }
+        self.push(delta.into(), extra, turn)
+    }
+
+    /// Says, once per message, that it was cut.
+    fn say_capped(&mut self, turn: u32, id: &Id) -> u64 {
+        if self.capped.contains(id) {
+            return self.log.head;
+        }
+        self.capped.push(id.clone());
+        self.statistics.capped += 1;
+        let message = format!("message {id} is cut at {} bytes", self.limits.max_message_bytes);
+        self.push(Warning { code: "message_truncated".into(), message: message.into(), raw: None }.into(), None, turn)
     }
 
     /// A second copy of a message that is done: only calls it names that nobody named yet are new.

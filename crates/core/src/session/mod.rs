@@ -13,15 +13,17 @@ pub mod hub;
 mod log;
 #[cfg(all(test, loom))]
 mod models;
+pub mod redact;
+pub mod stall;
 mod state;
 mod turn;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use hub::Hub;
+pub use hub::{Hub, HubStatistics};
 pub use log::Entry;
 use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
@@ -30,7 +32,7 @@ pub use turn::{Ending, Started, TurnOptions};
 use crate::event::{Context, Json, Payload, PayloadError, Status};
 use crate::sync::{AtomicU64, Mutex};
 
-/// How much a session keeps.
+/// How much a session keeps, and how much all sessions of a hub keep together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Events in the log.
@@ -39,11 +41,27 @@ pub struct Limits {
     pub max_bytes: usize,
     /// Age of an event, in milliseconds; also how long a finished session is kept by its hub.
     pub max_age_ms: u64,
+    /// Bytes of one message's text, and of its reasoning and its refusal; what is beyond is cut, and said so.
+    pub max_message_bytes: usize,
+    /// Sessions in a hub.
+    pub max_sessions: usize,
+    /// Events in all logs of a hub.
+    pub hub_max_events: usize,
+    /// Bytes in all logs of a hub, about.
+    pub hub_max_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_events: 100_000, max_bytes: 64 << 20, max_age_ms: 3_600_000 }
+        Self {
+            max_events: 100_000,
+            max_bytes: 64 << 20,
+            max_age_ms: 3_600_000,
+            max_message_bytes: 16 << 20,
+            max_sessions: 100_000,
+            hub_max_events: 10_000_000,
+            hub_max_bytes: 1 << 30,
+        }
     }
 }
 
@@ -88,6 +106,9 @@ pub enum SessionError {
     /// No session of that id.
     #[error("unknown session")]
     Unknown,
+    /// The hub holds as many sessions as it may, and all are in use.
+    #[error("the hub holds {0} sessions, its limit, and all are in use")]
+    Full(usize),
     /// The payload is not of the vocabulary.
     #[error(transparent)]
     Payload(#[from] PayloadError),
@@ -104,6 +125,10 @@ pub struct Statistics {
     pub late: u64,
     /// Emits refused with an error.
     pub refused: u64,
+    /// Messages cut at their limit.
+    pub capped: u64,
+    /// Events on which the redaction hook failed.
+    pub redaction_failures: u64,
     /// Events that have left the log.
     pub evicted: u64,
     /// Events in the log.
@@ -142,6 +167,13 @@ pub(crate) struct Inner {
     clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
     statistics: Statistics,
     now: u64,
+    /// When the newest event came that is no warning of a stall.
+    progressed: u64,
+    /// Whether the stall that lasts has been said.
+    stalled: bool,
+    /// Messages that have reached their limit.
+    capped: Vec<crate::event::Id>,
+    membership: Option<hub::Membership>,
     minted: u64,
     waiters: Vec<Waker>,
     /// Rises each time `waiters` is taken: a reader knows by it whether it is still registered.
@@ -157,6 +189,9 @@ pub struct Session {
     born: u64,
     inner: Mutex<Inner>,
     readers: AtomicUsize,
+    redact: Option<Arc<dyn redact::Redact>>,
+    hub: Option<Weak<hub::Shared>>,
+    redaction_failures: std::sync::atomic::AtomicU64,
     /// Read without the lock by feeds that want to stop early.
     cancelled: AtomicBool,
 }
@@ -183,6 +218,14 @@ pub struct Page {
 impl Session {
     /// A new, empty session.
     pub fn new(id: &str, limits: Limits) -> Arc<Self> {
+        Self::made(id, limits, None)
+    }
+
+    pub(crate) fn of_hub(id: &str, hub: &Arc<hub::Shared>) -> Arc<Self> {
+        Self::made(id, hub.limits(), Some(hub))
+    }
+
+    fn made(id: &str, limits: Limits, hub: Option<&Arc<hub::Shared>>) -> Arc<Self> {
         let id: Arc<str> = Arc::from(id);
         let context = Arc::new(Context::of_session(&id));
         Arc::new(Self {
@@ -199,6 +242,10 @@ impl Session {
                 clients: Vec::new(),
                 statistics: Statistics::default(),
                 now: 0,
+                progressed: 0,
+                stalled: false,
+                capped: Vec::new(),
+                membership: hub.map(|hub| hub::Membership::new(hub.totals())),
                 minted: 0,
                 waiters: Vec::new(),
                 generation: 1,
@@ -206,6 +253,9 @@ impl Session {
                 pace_waiters: Vec::new(),
             }),
             readers: AtomicUsize::new(0),
+            redact: hub.and_then(|hub| hub.redact()),
+            hub: hub.map(Arc::downgrade),
+            redaction_failures: std::sync::atomic::AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
         })
     }
@@ -229,9 +279,13 @@ impl Session {
         let changed = inner.log.head != before || inner.closed;
         let waiters = if changed && !inner.waiters.is_empty() { inner.take_waiters() } else { Vec::new() };
         let producers = if inner.closed { std::mem::take(&mut inner.pace_waiters) } else { Vec::new() };
+        let full = inner.tell_hub();
         drop(inner);
         // A waker may ring a descriptor or take another lock: never under ours.
         waiters.into_iter().chain(producers).for_each(Waker::wake);
+        if full && let Some(hub) = self.hub.as_ref().and_then(Weak::upgrade) {
+            hub.make_room();
+        }
         result
     }
 
@@ -239,6 +293,7 @@ impl Session {
     ///
     /// `turn` `None` means the running turn, or, where none runs, the session itself (turn 0).
     pub fn emit(&self, turn: Option<u32>, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
+        let Some((payload, extra)) = self.redacted(payload, extra) else { return Ok(self.position().head) };
         self.change(|inner| {
             let emitted = inner.enter(&self.id, turn).and_then(|turn| inner.admit(&self.id, turn, payload, extra));
             inner.settle();
@@ -248,11 +303,20 @@ impl Session {
 
     /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken.
     pub fn emit_all(&self, turn: u32, payloads: impl Iterator<Item = Payload>) -> Result<usize, SessionError> {
+        if self.redact.is_some() {
+            // The hook must not run under the lock.
+            let stored: Vec<_> = payloads.filter_map(|payload| self.redacted(payload, None)).collect();
+            return self.append_all(turn, stored.into_iter());
+        }
+        self.append_all(turn, payloads.map(|payload| (payload, None)))
+    }
+
+    fn append_all(&self, turn: u32, payloads: impl Iterator<Item = (Payload, Option<Json>)>) -> Result<usize, SessionError> {
         self.change(|inner| {
             let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
-            for payload in payloads {
+            for (payload, extra) in payloads {
                 match &mut emitted {
-                    Ok(count) => match inner.admit(&self.id, turn, payload, None) {
+                    Ok(count) => match inner.admit(&self.id, turn, payload, extra) {
                         Ok(_) => *count += 1,
                         Err(error) => emitted = Err(error),
                     },
@@ -361,6 +425,27 @@ impl Session {
         self.readers.load(Ordering::Relaxed)
     }
 
+    /// Whether a turn runs or a reader is open: then it is not forgotten to make room.
+    pub fn in_use(&self) -> bool {
+        self.readers() > 0 || self.look(|state| state.running)
+    }
+
+    /// Drops the deltas that their final event covers.
+    pub(crate) fn compact(&self) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let state = &inner.state;
+        inner.log.compact(|event| state.covers(event));
+        inner.tell_hub();
+    }
+
+    /// The hub has forgotten it: it weighs nothing there any more.
+    pub(crate) fn leave_hub(&self) {
+        if let Some(mut membership) = self.inner.lock().membership.take() {
+            membership.tell(0, 0);
+        }
+    }
+
     /// When something last happened here, in Unix milliseconds.
     pub fn touched(&self) -> u64 {
         self.look(|state| state.updated).unwrap_or(self.born)
@@ -409,6 +494,7 @@ impl Session {
             retained: inner.log.entries.len() as u64,
             bytes: inner.log.bytes() as u64,
             readers: self.readers() as u64,
+            redaction_failures: self.redaction_failures.load(Ordering::Relaxed),
             ..inner.statistics
         }
     }
@@ -450,7 +536,14 @@ impl Session {
         text(&mut out, "cursor", &format!("{}.{}", self.epoch, inner.log.head));
         let earliest = inner.log.entries.front().map(|_| format!("{}.{}", self.epoch, inner.log.trimmed));
         json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
-        json(&mut out, "progress", Some(inner.state.progress_json()));
+        json(&mut out, "progress", Some(inner.state.progress_json(now_ms())));
+        if inner.state.running {
+            key(&mut out, "progress_age_s");
+            #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+            crate::event::json::write_f64(&mut out, now_ms().saturating_sub(inner.progressed) as f64 / 1000.0);
+            key(&mut out, "stalled");
+            crate::event::Field::write(&inner.stalled, &mut out);
+        }
         json(&mut out, "usage", inner.state.usage_json());
         let failed = inner.state.outcome.as_ref().filter(|_| !inner.state.running);
         let error = failed.and_then(|outcome| {
@@ -487,6 +580,12 @@ impl Inner {
             last_end: self.state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
             last_turn: self.state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
         }
+    }
+
+    /// Tells the hub what the log holds. Whether room should be made.
+    fn tell_hub(&mut self) -> bool {
+        let (events, bytes) = (self.log.entries.len(), self.log.bytes());
+        self.membership.as_mut().is_some_and(|membership| membership.tell(events, bytes))
     }
 
     fn take_waiters(&mut self) -> Vec<Waker> {

@@ -84,6 +84,16 @@ pub struct StageState {
     pub turn: u32,
     /// Whether it runs.
     pub open: bool,
+    /// Who works on it.
+    pub agent: Option<Text>,
+    /// Which of `total` stages it is.
+    pub index: Option<u64>,
+    /// How many stages there are.
+    pub total: Option<u64>,
+    /// When it was first spoken of, in Unix milliseconds.
+    pub started: u64,
+    /// When it ended.
+    pub ended: Option<u64>,
     /// Its end's status.
     pub status: Option<Text>,
     /// The latest progress.
@@ -278,14 +288,17 @@ impl State {
                 call.is_error = result.is_error;
             }
             Payload::StageStart(start) => {
-                let stage = self.stage(turn, &start.stage);
+                let stage = self.stage(turn, &start.stage, event.time);
                 (stage.open, stage.status) = (true, None);
+                (stage.started, stage.ended) = (event.time, None);
+                (stage.agent, stage.index, stage.total) = (start.agent.clone(), start.index, start.total);
             }
             Payload::StageEnd(end) => {
-                let stage = self.stage(turn, &end.stage);
+                let stage = self.stage(turn, &end.stage, event.time);
                 (stage.open, stage.status) = (false, Some(end.status.clone()));
+                stage.ended = Some(event.time);
             }
-            Payload::Progress(progress) => self.stage(turn, &progress.stage).progress = Some((**progress).clone()),
+            Payload::Progress(progress) => self.stage(turn, &progress.stage, event.time).progress = Some((**progress).clone()),
             Payload::Usage(usage) => add_usage(self.usage.get_or_insert_with(empty_usage), usage),
             Payload::Error(error) => {
                 if error.fatal {
@@ -364,9 +377,20 @@ impl State {
         }
     }
 
-    fn stage(&mut self, turn: u32, name: &Id) -> &mut StageState {
+    fn stage(&mut self, turn: u32, name: &Id, time: u64) -> &mut StageState {
         let index = self.stages.iter().position(|stage| stage.stage == *name).unwrap_or_else(|| {
-            self.stages.push(StageState { stage: name.clone(), turn, open: false, status: None, progress: None });
+            self.stages.push(StageState {
+                stage: name.clone(),
+                turn,
+                open: false,
+                agent: None,
+                index: None,
+                total: None,
+                started: time,
+                ended: None,
+                status: None,
+                progress: None,
+            });
             self.stages.len() - 1
         });
         &mut self.stages[index]
@@ -423,8 +447,9 @@ impl State {
         Some(object(out))
     }
 
-    /// The latest progress per stage of the newest turn, as JSON.
-    pub fn progress_json(&self) -> Json {
+    /// The latest progress per stage of the newest turn, as JSON. `elapsed_s` and `estimate_s`, the seconds that are left,
+    /// are those that the progress says, or else reckoned from its start and its share, as of `now`.
+    pub fn progress_json(&self, now: u64) -> Json {
         let mut out = Vec::new();
         for stage in &self.stages {
             key(&mut out, &stage.stage);
@@ -434,6 +459,23 @@ impl State {
             if let Some(status) = &stage.status {
                 key(&mut inner, "status");
                 status.write(&mut inner);
+            }
+            for (name, number) in [("index", stage.index), ("stages", stage.total)] {
+                if let Some(number) = number {
+                    key(&mut inner, name);
+                    write_u64(&mut inner, number);
+                }
+            }
+            let (elapsed, estimate) = stage.clock(if self.running { now } else { self.updated.unwrap_or(now) });
+            for (name, number) in [("elapsed_s", Some(elapsed)), ("estimate_s", estimate)] {
+                if let Some(number) = number {
+                    key(&mut inner, name);
+                    write_f64(&mut inner, number);
+                }
+            }
+            if let (Some(agent), None) = (&stage.agent, stage.progress.as_ref().and_then(|progress| progress.agent.as_ref())) {
+                key(&mut inner, "agent");
+                agent.write(&mut inner);
             }
             if let Some(progress) = &stage.progress {
                 for (name, number) in [("current", progress.current), ("total", progress.total)] {
@@ -539,12 +581,27 @@ impl State {
         }
         out.push(b']');
         key(&mut out, "progress");
-        self.progress_json().write(&mut out);
+        self.progress_json(self.updated.unwrap_or(0)).write(&mut out);
         key(&mut out, "usage");
         self.usage_json().write(&mut out);
         key(&mut out, "completion");
         self.outcome.as_ref().map(|outcome| outcome.completion.clone()).write(&mut out);
         object(out)
+    }
+}
+
+impl StageState {
+    /// Seconds that it has taken, and seconds that are left, as of `now`.
+    fn clock(&self, now: u64) -> (f64, Option<f64>) {
+        #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+        let reckoned = self.ended.unwrap_or(now).saturating_sub(self.started) as f64 / 1000.0;
+        let Some(progress) = &self.progress else { return (reckoned, None) };
+        let left = match (progress.current, progress.total) {
+            _ if self.ended.is_some() => None,
+            (Some(current), Some(total)) if current > 0.0 && total >= current => Some(reckoned * (total - current) / current),
+            _ => None,
+        };
+        (progress.elapsed_s.unwrap_or(reckoned), progress.estimate_s.or(left))
     }
 }
 

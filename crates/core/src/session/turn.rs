@@ -48,15 +48,18 @@ pub struct Ending {
 impl Session {
     /// Starts a turn. While one runs: [`SessionError::TurnActive`].
     pub fn start_turn(&self, options: TurnOptions) -> Result<Started, SessionError> {
+        let TurnOptions { input, client_id, backend, metadata } = options;
+        // What is not stored is not kept to compare with either: equal requests are redacted equally.
+        let start = self.redacted_start(TurnStart { input, client_id, metadata });
         self.change(|inner| {
             if inner.closed {
                 return Err(SessionError::Closed(self.id.clone()));
             }
-            if let Some(client_id) = &options.client_id
+            if let Some(client_id) = &start.client_id
                 && let Some((_, input, turn, before)) = inner.clients.iter().find(|(known, ..)| **known == **client_id)
             {
                 let (turn, before) = (*turn, *before);
-                if *input != options.input {
+                if *input != start.input {
                     return Err(SessionError::Conflict { session: self.id.clone(), turn });
                 }
                 return Ok(Started { turn, before, new: false });
@@ -66,24 +69,21 @@ impl Session {
             }
             let turn = inner.state.turn + 1;
             let before = inner.log.head;
-            if let Some(client_id) = &options.client_id {
-                inner.clients.push((client_id.as_str().into(), options.input.clone(), turn, before));
+            if let Some(client_id) = &start.client_id {
+                inner.clients.push((client_id.as_str().into(), start.input.clone(), turn, before));
             }
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
-            inner.set_backend(options.backend.as_deref().map(Into::into));
-            inner.push(
-                TurnStart { input: options.input, client_id: options.client_id, metadata: options.metadata }.into(),
-                None,
-                turn,
-            );
+            inner.set_backend(backend.as_deref().map(Into::into));
+            inner.push(start.into(), None, turn);
             inner.settle();
             Ok(Started { turn, before, new: true })
         })
     }
 
     /// Ends a turn, once: true if this call did.
-    pub fn end_turn(&self, turn: u32, ending: Ending) -> bool {
+    pub fn end_turn(&self, turn: u32, mut ending: Ending) -> bool {
+        ending.fallback = ending.fallback.and_then(|text| self.redacted_text(text));
         self.end_with(turn, |inner| {
             inner.finish_turn(turn, ending);
         })
@@ -91,6 +91,7 @@ impl Session {
 
     /// Logs a fatal error and ends the turn as failed, once: true if this call did.
     pub fn fail_turn(&self, turn: u32, code: &str, message: &str) -> bool {
+        let message = &*self.redacted_error(code, message);
         self.end_with(turn, |inner| {
             // The error that the stream itself said on its way out is the one: it is not said twice.
             let said = inner.state.error.as_ref().map(|(_, error)| error.clone());
