@@ -3,14 +3,13 @@
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, Gate, Seen, finished, frames, parse, seqs, until
+from support import PATIENCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
 
 import turnstream as ts
 from turnstream.asgi import Policy, Scope, app
@@ -74,12 +73,13 @@ async def test_who_comes_back_within_the_grace_keeps_the_turn(
     seen = await first(http, url)
     left = loop.time()
     async with http.stream("GET", url, headers={"last-event-id": str(seen.id)}) as response:
-        await anext(frames(response))
+        await anext(reading := frames(response))
         came_back = loop.time() - left < 0.4  # else a machine this slow has made the point moot
         await asyncio.sleep(0.7)
         assert session.status()["state"] == "running" or not came_back
     await until(lambda: session.status()["state"] == "cancelled")
     assert loop.time() - left > 0.5
+    del reading  # a generator that is let go closes its response
 
 
 # --- crowds -----------------------------------------------------------------------------------------------------------
@@ -102,14 +102,15 @@ async def test_caps_on_readers(serve: Serve, hub: ts.Hub, http: httpx.AsyncClien
         return http.stream("GET", f"{base}/sessions/{session}/events", headers={"x-user": user, **headers})
 
     async with stream("a", "eve") as one, stream("a", "bob") as two:
-        for response in (one, two):
-            await anext(frames(response))
+        reading = [frames(response) for response in (one, two)]
+        for each in reading:
+            await anext(each)
         async with stream("a", "mia") as refused:
             await refused.aread()
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_readers")
             assert int(refused.headers["retry-after"]) > 0
         async with stream("b", "eve") as third:
-            await anext(frames(third))
+            await anext(reading_too := frames(third))
             assert (await http.get(f"{base}/sessions/b/events", headers={"x-user": "eve"})).status_code == 429
         # An EventSource would give up for good on a 429: it is let in, told, and comes back.
         async with stream("a", "mia", accept="text/event-stream") as source:
@@ -119,6 +120,7 @@ async def test_caps_on_readers(serve: Serve, hub: ts.Hub, http: httpx.AsyncClien
         assert body.startswith(b"retry: ")
         (told,) = parse(body)
         assert (told.event, told.data["reason"], told.id) == ("stream_close", "too_many_readers", None)
+    del reading, reading_too  # a generator that is let go closes its response
     await until(lambda: application.statistics()["streams"] == 0)
     async with stream("a", "mia") as response:
         await anext(frames(response))
@@ -143,22 +145,19 @@ async def test_a_frozen_client_is_cut_and_resumes(
 ) -> None:
     session = hub.session("s")
     application = app(hub, policy=Policy(write_timeout_s=0.4))
-    address = httpx.URL(serve(application, loop=loop))
-    with session.turn("much") as turn, socket.create_connection((address.host, address.port)) as frozen:
-        frozen.sendall(b"GET /sessions/s/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    base = serve(application, loop=loop)
+    with session.turn("much") as turn, frozen(base, "/sessions/s/events") as stuck:
         await until(lambda: session.statistics()["readers"] == 1)
         for _ in range(100):
             turn.emit("custom", {"name": "part", "data": "x" * 100_000})
         with caplog.at_level(logging.WARNING, "turnstream"):
             await until(lambda: application.statistics()["cut"] == 1, patience_s=5)
             await until(lambda: session.statistics()["readers"] == 0, patience_s=2)
-        frozen.setblocking(True)
-        frozen.settimeout(PATIENCE_S)
         with suppress(ConnectionError):
-            while piece := frozen.recv(1 << 20):
+            while piece := stuck.recv(1 << 20):
                 assert not piece.endswith(b"0\r\n\r\n"), "the body is whole"
     assert "took nothing for 0.4 s" in caplog.text
-    response = await http.get(f"{address}sessions/s/events", headers={"last-event-id": f"{session.epoch}.50"})
+    response = await http.get(f"{base}/sessions/s/events", headers={"last-event-id": f"{session.epoch}.50"})
     assert seqs(parse(response.content)) == list(range(51, session.head + 1))
 
 

@@ -125,7 +125,8 @@ class App:
     # the way of a request
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        # Litestar's mounts end every path in a slash.
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removesuffix("/")
         allowed: set[str] = set()
         for pattern, route in _PATTERNS:
             if (found := pattern.fullmatch(path)) is None or not self.has(route):
