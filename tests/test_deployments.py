@@ -123,6 +123,8 @@ async def test_granian_stops_and_tells(http: httpx.AsyncClient, tmp_path: Path, 
     assert took < 3
     if stuck:
         return  # its worker was killed: who read may have been told, or not
+    assert isinstance(idle, list)
+    assert isinstance(busy, list)
     assert (idle[-1].event, idle[-1].data["reason"]) == ("stream_close", "shutdown")
     assert busy[-1].event == "stream_close"
     assert busy[-2].event == "completion"

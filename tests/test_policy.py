@@ -47,8 +47,8 @@ async def first(http: httpx.AsyncClient, url: str, **options: Any) -> Seen:
 async def test_leaving_may_cancel(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     """Only when the last of them has left, and never a turn that nobody has read."""
     base = serve(app(hub, endless, policy=Policy(on_disconnect="cancel")))
-    for session in ("read", "unread"):
-        await http.post(f"{base}/sessions", json={"input": 1, "session_id": session})
+    for name in ("read", "unread"):
+        await http.post(f"{base}/sessions", json={"input": 1, "session_id": name})
     url = f"{base}/sessions/read/events"
     async with http.stream("GET", url) as other:
         reading = frames(other)
@@ -320,4 +320,4 @@ async def test_no_age_between_turns(serve: Serve, hub: ts.Hub, http: httpx.Async
 def test_a_policy_is_checked() -> None:
     for wrong in ({"on_disconnect": "stop"}, {"write_timeout_s": 0}, {"max_readers_per_session": 0}, {"on_stall": ""}):
         with pytest.raises(ValueError, match="policy"):
-            Policy(**wrong)  # type: ignore[arg-type]
+            Policy(**wrong)

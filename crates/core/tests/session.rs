@@ -919,6 +919,26 @@ fn a_snapshot_that_nothing_follows_still_moves_the_cursor() {
     assert!(String::from_utf8(out).unwrap().ends_with(&format!("\n\nid: {}.2\n\n", session.epoch())));
 }
 
+/// A client that takes nothing costs one chunk: 500 of them once cost 8 MB each, as a page was counted in events alone.
+#[test]
+fn a_chunk_of_large_events_is_as_large_as_one_of_small_ones() {
+    let session = session();
+    let turn = start(&session);
+    for _ in 0..100 {
+        emit(&session, "custom", &format!(r#"{{"name":"part","data":"{}"}}"#, "x".repeat(30_000)));
+    }
+    end(&session, turn);
+    let options = StreamOptions { max_bytes: 65_536, ..stream_options() };
+    let mut stream = FrameStream::open(&session, &ReadOptions::default(), options, Format::Sse.encoder()).unwrap();
+    let (mut out, mut chunks) = (Vec::new(), 0);
+    while stream.poll(&mut out) == Poll::Ready {
+        assert!(out.len() < 65_536 + 31_000, "{}", out.len());
+        out.clear();
+        chunks += 1;
+    }
+    assert!(chunks > 30);
+}
+
 #[test]
 fn a_limited_page_goes_on_where_it_stopped() {
     let session = session();

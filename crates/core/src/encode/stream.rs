@@ -52,7 +52,8 @@ impl FrameStream {
             read.after = Some(Cursor::new(session.epoch(), session.look(|state| state.turn_start.saturating_sub(1))));
         }
         let left = options.limit.unwrap_or(u64::MAX);
-        let reader = Reader::open(session, &read)?;
+        let mut reader = Reader::open(session, &read)?;
+        reader.limit_page(options.max_bytes);
         Ok(Self { reader, encoder, options, opened: false, ended: false, left, items: Vec::new() })
     }
 

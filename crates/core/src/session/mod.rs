@@ -339,11 +339,22 @@ impl Session {
         });
     }
 
-    /// Copies up to `max` entries after `seq` into `out`.
-    pub fn page(&self, seq: u64, max: usize, out: &mut Vec<Arc<Entry>>) -> Page {
+    /// Copies up to `max` entries after `seq` into `out`, and no more once they weigh `max_bytes`.
+    pub fn page(&self, seq: u64, max: usize, max_bytes: usize, out: &mut Vec<Arc<Entry>>) -> Page {
         let inner = self.inner.lock();
-        let start = inner.log.after(seq);
-        out.extend(inner.log.entries.iter().skip(start).take(max).cloned());
+        let entries = inner.log.entries.iter().skip(inner.log.after(seq)).take(max);
+        if max_bytes == usize::MAX {
+            out.extend(entries.cloned());
+        } else {
+            let mut weight = 0;
+            for entry in entries {
+                out.push(entry.clone());
+                weight += entry.event.size();
+                if weight >= max_bytes {
+                    break;
+                }
+            }
+        }
         inner.position()
     }
 
