@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyType};
 use turnstream_core::event as core;
 use turnstream_core::event::{Class, Field, Payload, Value};
+use turnstream_core::reader::{self, Joined};
 use turnstream_core::session::Entry;
 
 use crate::{convert, errors};
@@ -216,6 +217,7 @@ macro_rules! classes {
 
         pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             module.add_class::<Event>()?;
+            module.add_function(wrap_pyfunction!(join_deltas, module)?)?;
             $(module.add_class::<$name>()?;)*
             let py = module.py();
             let types = PyDict::new(py);
@@ -225,6 +227,22 @@ macro_rules! classes {
     };
 }
 turnstream_core::vocabulary!(classes);
+
+/// Joins neighbouring deltas of one kind and one id, into pieces of at most `max_bytes` of text (0: without a bound).
+#[pyfunction]
+#[pyo3(signature = (events, max_bytes = 0))]
+fn join_deltas(events: Vec<Bound<'_, Event>>, max_bytes: usize) -> PyResult<Vec<Bound<'_, PyAny>>> {
+    let told: Vec<_> = events.iter().map(|event| event.get().event()).collect();
+    let joined = reader::join(&told, max_bytes);
+    let give = |joined| match joined {
+        Joined::Same(index) => Ok(events[index].as_any().clone()),
+        Joined::Made(event) => {
+            let entry = Arc::new(Entry { event: *event, frame: OnceLock::new() });
+            wrap(events[0].py(), entry).map(|event| event.into_bound(events[0].py()))
+        }
+    };
+    joined.into_iter().map(give).collect()
+}
 
 /// A Python object of a payload that belongs to no session.
 pub fn wrap_loose(py: Python<'_>, payload: Payload, seq: u64, context: &Arc<core::Context>, time: u64) -> PyResult<Py<PyAny>> {

@@ -323,6 +323,36 @@ impl Session {
         slots::make(py, Reader::new(reader))
     }
 
+    /// Calls `callback` with each event, in order, one at a time; see turnstream.subscription.
+    #[pyo3(signature = (callback, *, types = None, follow = "session", after = None, backlog = 1000, deltas = "exact"))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments")]
+    fn subscribe<'py>(
+        slf: &Bound<'py, Self>,
+        callback: &Bound<'py, PyAny>,
+        types: Option<&Bound<'py, PyAny>>,
+        follow: &str,
+        after: Option<&str>,
+        backlog: usize,
+        deltas: &str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        check_fork(slf.get().made)?;
+        let class = py.import("turnstream.subscription")?.getattr("Subscription")?;
+        let options = PyDict::new(py);
+        options.set_item("types", types)?;
+        options.set_item("follow", follow)?;
+        options.set_item("after", after)?;
+        options.set_item("backlog", backlog)?;
+        options.set_item("deltas", deltas)?;
+        class.call((slf, callback), Some(&options))
+    }
+
+    /// Counts a call of a subscriber that raised.
+    fn _count_failure(&self) -> PyResult<()> {
+        self.core()?.count_failure();
+        Ok(())
+    }
+
     /// The same log as encoded frames: each item is all frames that are ready, up to about `max_bytes`; `stream_open`
     /// first, a heartbeat after each `heartbeat_s` of silence (0: none); ends after what it follows, or `limit` events.
     #[pyo3(signature = (
@@ -356,7 +386,8 @@ impl Session {
         slots::make(py, FrameReader::new(stream, heartbeat))
     }
 
-    /// The status page: state, turn, epoch, head, earliest, cursor, progress, usage, error, readers, started, updated.
+    /// The status page: state, turn, epoch, head, earliest, cursor, progress, usage, error, readers,
+    /// subscriber_failures, started, updated.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         convert::loads(py, self.core()?.status_json().as_str())
     }
@@ -387,6 +418,7 @@ impl Session {
             ("retained", counts.retained),
             ("bytes", counts.bytes),
             ("readers", counts.readers),
+            ("subscriber_failures", counts.subscriber_failures),
         ] {
             dict.set_item(name, count)?;
         }

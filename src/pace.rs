@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::session::Session;
 
-use crate::wait::{Source, Taken, Waiter};
+use crate::errors;
+use crate::wait::{Source, Taken, Waiter, block, deadline};
 
 struct Lag {
     session: Arc<Session>,
@@ -23,9 +24,20 @@ impl Source for Lag {
         !self.session.may_produce(Some(waker))
     }
 
-    fn unpark(&mut self, _waker: &Waker) {
-        // A waker that rings for nobody is harmless: every wait looks again.
+    fn unpark(&mut self, waker: &Waker) {
+        self.session.leave_producers(waker);
     }
+
+    fn would_block() -> PyErr {
+        errors::raise("WouldBlock", "a pacing reader lags, and this thread runs an event loop: await ready() instead")
+    }
+}
+
+/// Blocks until the producer may go on, with the interpreter released; false where `timeout` seconds were not enough.
+pub fn wait_ready(py: Python<'_>, session: &Arc<Session>, timeout: Option<f64>) -> PyResult<bool> {
+    let mut lag = Lag { session: session.clone() };
+    let taken = block(py, deadline(timeout)?, |act| act(&mut lag))?;
+    Ok(!matches!(taken, Taken::Pending))
 }
 
 /// Awaits to None once the producer may go on.
@@ -43,6 +55,11 @@ impl Gate {
 #[pymethods]
 impl Gate {
     fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    /// What `ensure_future` and `wait_for` iterate over.
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
 

@@ -20,18 +20,23 @@ use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::event as core_event;
 use turnstream_core::queue::{self as core, Offer, Overflow, Place, Pop};
 use turnstream_core::reader;
-use turnstream_core::session::Entry;
+use turnstream_core::session::{Entry, now_ms};
 
 use crate::bell::{self, check_fork};
 use crate::slots::{self, Awaited, Sent};
-use crate::wait::{Source, Taken, Waiter, block, done};
+use crate::wait::{Source, Taken, Waiter, block, deadline, done};
 use crate::{errors, event};
 
 /// What stands in the queue.
-struct Slot {
-    object: Py<PyAny>,
-    /// Only where deltas may be joined.
-    delta: Option<Box<Delta>>,
+enum Slot {
+    /// An item.
+    Item {
+        object: Py<PyAny>,
+        /// Only where deltas may be joined.
+        delta: Option<Box<Delta>>,
+    },
+    /// What stands where items were dropped. It holds no object until somebody takes it.
+    Gap { first: u64, last: u64 },
 }
 
 struct Delta {
@@ -47,21 +52,38 @@ impl Delta {
 
 impl Slot {
     fn into_object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match self.delta.and_then(|delta| delta.joined) {
-            Some(event) => event::wrap(py, Arc::new(Entry { event, frame: std::sync::OnceLock::new() })),
-            None => Ok(self.object),
+        match self {
+            Self::Item { object, delta } => match delta.and_then(|delta| delta.joined) {
+                Some(event) => event::wrap(py, Arc::new(Entry { event, frame: std::sync::OnceLock::new() })),
+                None => Ok(object),
+            },
+            Self::Gap { first, last } => {
+                let gap = core_event::Gap { first, last, reason: "overflow".into() };
+                event::wrap_loose(py, gap.into(), 0, &Arc::default(), now_ms())
+            }
+        }
+    }
+
+    fn object(&self) -> Option<&Py<PyAny>> {
+        match self {
+            Self::Item { object, .. } => Some(object),
+            Self::Gap { .. } => None,
         }
     }
 }
 
 impl core::Join for Slot {
     fn join(&mut self, next: &Self) -> bool {
-        let (Some(delta), Some(next)) = (&mut self.delta, &next.delta) else { return false };
+        let (Self::Item { delta: Some(delta), .. }, Self::Item { delta: Some(next), .. }) = (self, next) else { return false };
         if !reader::belong_together(delta.event(), next.event()) {
             return false;
         }
         let first = &delta.first.event;
         reader::extend(delta.joined.get_or_insert_with(|| first.clone()), next.event())
+    }
+
+    fn gap(first: u64, last: u64) -> Self {
+        Self::Gap { first, last }
     }
 }
 
@@ -132,7 +154,7 @@ impl EventQueue {
             .map(|event| event.get().entry())
             .filter(|entry| entry.event.payload.class() == core_event::Class::Delta)
             .map(|entry| Box::new(Delta { first: entry.clone(), joined: None }));
-        Slot { object: object.unbind(), delta }
+        Slot::Item { object: object.unbind(), delta }
     }
 
     /// True: the item is in the queue; false: it is not, and never will be; the slot comes back where there is no room yet.
@@ -248,7 +270,7 @@ struct Putting<'a> {
 impl Source for Putting<'_> {
     fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
         let slot = self.slot.take().ok_or_else(|| PyRuntimeError::new_err("cannot await the same put twice"))?;
-        let queued = if slot.object.is_none(py) {
+        let queued = if slot.object().is_some_and(|object| object.is_none(py)) {
             self.queue.core.close()
         } else {
             match self.queue.offer(py, slot, self.place)? {
@@ -278,15 +300,16 @@ impl Source for Putting<'_> {
 #[pymethods]
 impl EventQueue {
     #[new]
-    #[pyo3(signature = (maxsize = 1000, overflow = "block", *, warn_interval_s = 10.0))]
-    fn new(maxsize: usize, overflow: &str, warn_interval_s: f64) -> PyResult<Self> {
+    #[pyo3(signature = (maxsize = 1000, overflow = "block", *, gaps = false, warn_interval_s = 10.0))]
+    fn new(maxsize: usize, overflow: &str, gaps: bool, warn_interval_s: f64) -> PyResult<Self> {
         if maxsize == 0 {
             return Err(PyValueError::new_err("maxsize: expected at least 1"));
         }
         let warn_interval = Duration::try_from_secs_f64(warn_interval_s)
             .map_err(|_| PyValueError::new_err("warn_interval_s: expected seconds, 0 or more"))?;
+        let core = core::Queue::new(maxsize, self::overflow(overflow)?);
         Ok(Self {
-            core: core::Queue::new(maxsize, self::overflow(overflow)?),
+            core: if gaps { core.with_gaps() } else { core },
             error: Mutex::new(None),
             warned: Mutex::new(None),
             warn_interval,
@@ -300,9 +323,11 @@ impl EventQueue {
         cls.py().import("types")?.getattr("GenericAlias")?.call1((cls, item))
     }
 
-    /// Puts `item`; blocks while the queue is full, if it is to wait.
-    fn put(&self, item: Bound<'_, PyAny>) -> PyResult<bool> {
+    /// Puts `item`; blocks while the queue is full, if it is to wait, `timeout` seconds at most.
+    #[pyo3(signature = (item, timeout = None))]
+    fn put(&self, item: Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<bool> {
         check_fork(self.made)?;
+        let until = deadline(timeout)?;
         if item.is_none() {
             return Ok(self.core.close());
         }
@@ -317,8 +342,11 @@ impl EventQueue {
         }
         let mut slot = Some(slot);
         let mut source = Putting { queue: self, place: &mut place, slot: &mut slot };
-        let queued = block(py, |act| act(&mut source))?;
-        queued.map_or(Ok(false), |queued| queued.extract(py))
+        match block(py, until, |act| act(&mut source))? {
+            Taken::Item(queued) => queued.extract(py),
+            Taken::End => Ok(false),
+            Taken::Pending => Err(self.full(", and no room was made in time")),
+        }
     }
 
     /// Puts `item` at once, or raises `QueueFull`.
@@ -342,9 +370,10 @@ impl EventQueue {
         slots::make(slf.py(), QueuePut { queue: slf.clone().unbind(), waiting: Mutex::new(waiting) })
     }
 
-    /// Takes the oldest item; blocks while there is none. None at the end.
-    fn get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let item = self.take_blocking(py, Form::One, ": await aget() instead")?;
+    /// Takes the oldest item; blocks while there is none, `timeout` seconds at most. None at the end.
+    #[pyo3(signature = (timeout = None))]
+    fn get(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let item = self.take_blocking(py, Form::One, deadline(timeout)?, ": await aget() instead")?;
         Ok(item.unwrap_or_else(|| py.None()))
     }
 
@@ -439,6 +468,7 @@ impl EventQueue {
             ("refused", counts.refused),
             ("size", size as u64),
             ("peak", counts.peak as u64),
+            ("gaps", counts.gaps),
             ("waiting_putters", putters as u64),
             ("waiting_getters", takers as u64),
         ] {
@@ -459,7 +489,7 @@ impl EventQueue {
             error.as_ref().map_or(Ok(()), |error| visit.call(error))?;
         }
         self.core.visit(
-            |slot| visit.call(&slot.object),
+            |slot| slot.object().map_or(Ok(()), |object| visit.call(object)),
             |sleeper| sleeper.event_loop.as_ref().map_or(Ok(()), |event_loop| visit.call(event_loop)),
         )
     }
@@ -473,7 +503,7 @@ impl EventQueue {
 }
 
 impl EventQueue {
-    fn take_blocking(&self, py: Python<'_>, form: Form, advice: &str) -> PyResult<Option<Py<PyAny>>> {
+    fn take_blocking(&self, py: Python<'_>, form: Form, until: Option<Instant>, advice: &str) -> PyResult<Option<Py<PyAny>>> {
         check_fork(self.made)?;
         let mut place = Place::default();
         match (Taking { queue: self, place: &mut place, form }).take(py)? {
@@ -486,7 +516,11 @@ impl EventQueue {
             return Err(errors::raise("QueueEmpty", text));
         }
         let mut source = Taking { queue: self, place: &mut place, form };
-        block(py, |act| act(&mut source))
+        match block(py, until, |act| act(&mut source))? {
+            Taken::Item(item) => Ok(Some(item)),
+            Taken::End => Ok(None),
+            Taken::Pending => Err(errors::raise("QueueEmpty", "the queue holds nothing, and nothing came in time")),
+        }
     }
 }
 
@@ -718,8 +752,8 @@ impl QueuePut {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.queue)?;
         let Some(waiting) = self.waiting.try_lock() else { return Ok(()) };
-        if let Some(slot) = &waiting.slot {
-            visit.call(&slot.object)?;
+        if let Some(object) = waiting.slot.as_ref().and_then(Slot::object) {
+            visit.call(object)?;
         }
         waiting.waiter.traverse(&visit)
     }
@@ -748,7 +782,7 @@ impl QueueIterator {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.queue.get().take_blocking(py, self.form, ": iterate with `async for` instead")
+        self.queue.get().take_blocking(py, self.form, None, ": iterate with `async for` instead")
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

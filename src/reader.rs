@@ -16,7 +16,7 @@ use turnstream_core::reader::{self as core, Item, Poll};
 
 use crate::bell::{check_fork, generation};
 use crate::slots::{self, Awaited, Sent};
-use crate::wait::{Source, Taken, Waiter, block};
+use crate::wait::{Source, Taken, Waiter, block, deadline};
 use crate::{errors, event};
 
 /// How many events are fetched under one lock; they wait here, shared with the log.
@@ -133,8 +133,15 @@ impl<S: Closable> Shared<S> {
         self.act(|both| both.waiter.step(py, &mut both.source))
     }
 
+    fn wait(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<Taken> {
+        block::<S>(py, until, |act| self.act(|both| act(&mut both.source)))
+    }
+
     fn step_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        block::<S>(py, |act| self.act(|both| act(&mut both.source)))
+        Ok(match self.wait(py, None)? {
+            Taken::Item(item) => Some(item),
+            Taken::Pending | Taken::End => None,
+        })
     }
 
     fn close(&self) {
@@ -241,6 +248,16 @@ impl Reader {
             return Err(pyo3::exceptions::PyValueError::new_err("max_events: expected at least 1"));
         }
         slots::make(slf.py(), Batches { reader: slf.clone().unbind(), max_events })
+    }
+
+    /// Takes the next event; blocks while there is none, `timeout` seconds at most. None at the end.
+    #[pyo3(signature = (timeout = None))]
+    fn get(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        match self.shared.wait(py, deadline(timeout)?)? {
+            Taken::Item(event) => Ok(event),
+            Taken::End => Ok(py.None()),
+            Taken::Pending => Err(errors::raise("StreamTimeout", "no event came in time")),
+        }
     }
 
     /// Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out.

@@ -12,6 +12,7 @@ use turnstream_core::session::{self as core, Ending, Started};
 
 use crate::bell::check_fork;
 use crate::hub::Session;
+use crate::pace::{Gate, wait_ready};
 use crate::{convert, errors};
 
 fn emit(
@@ -48,6 +49,19 @@ impl Emitter {
     ) -> PyResult<u64> {
         check_fork(self.made)?;
         emit(&self.session, turn, r#type, payload, fields)
+    }
+
+    /// Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure.
+    fn ready<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        check_fork(self.made)?;
+        Ok(Bound::new(py, Gate::new(self.session.clone()))?.into_any())
+    }
+
+    /// Blocks until no pacing reader lags by its window; False where `timeout` seconds were not enough.
+    #[pyo3(signature = (timeout = None))]
+    fn wait_ready(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        check_fork(self.made)?;
+        wait_ready(py, &self.session, timeout)
     }
 }
 
@@ -248,8 +262,14 @@ impl Turn {
 
     /// Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure.
     fn ready<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let gate = crate::pace::Gate::new(slf.get().core()?.clone());
+        let gate = Gate::new(slf.get().core()?.clone());
         Ok(Bound::new(slf.py(), gate)?.into_any())
+    }
+
+    /// Blocks until no pacing reader lags by its window; False where `timeout` seconds were not enough.
+    #[pyo3(signature = (timeout = None))]
+    fn wait_ready(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        wait_ready(py, self.core()?, timeout)
     }
 
     fn __repr__(&self) -> String {

@@ -12,14 +12,14 @@
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyBaseException, PyStopAsyncIteration, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, PyVisit};
 
-use crate::bell::{Bell, Parking, before_exit, waker};
+use crate::bell::{Bell, Parking, before_exit, running_loop_if_any, waker};
 use crate::errors;
 use crate::slots::Sent;
 
@@ -47,6 +47,10 @@ pub trait Source {
     /// What a second waiter on the same source is told.
     fn busy() -> PyErr {
         errors::raise("ReaderBusy", "two tasks wait on one reader; open a second reader instead")
+    }
+    /// What a thread is told that would have to wait, and may not, for it runs an event loop.
+    fn would_block() -> PyErr {
+        errors::raise("WouldBlock", "nothing is ready, and this thread runs an event loop: iterate with `async for` instead")
     }
     /// Called when a wait begins on `event_loop`.
     fn parked(&mut self, _py: Python<'_>) -> PyResult<()> {
@@ -194,29 +198,46 @@ impl Wake for Unpark {
     }
 }
 
-/// One step of a blocking iteration: waits with the interpreter released, and lets signal handlers run. It looks again
-/// before it leaves its place, so that a call that came meanwhile is used and the place is kept.
+/// The end of a wait of `timeout` seconds, none for one without end.
+pub fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    let Some(seconds) = timeout else { return Ok(None) };
+    let wait = Duration::try_from_secs_f64(if seconds < 0.0 { 0.0 } else { seconds })
+        .map_err(|_| pyo3::exceptions::PyValueError::new_err("timeout: expected seconds, or None"))?;
+    Ok(Instant::now().checked_add(wait))
+}
+
+/// One step of a blocking iteration: waits with the interpreter released, and lets signal handlers run; `Pending` is said once
+/// the `until` has passed. It looks again before it leaves its place, so that a call that came meanwhile is used and the place
+/// is kept. On the thread of an event loop it never waits.
 pub fn block<S: Source>(
     py: Python<'_>,
+    until: Option<Instant>,
     mut with: impl FnMut(&mut dyn FnMut(&mut S) -> PyResult<Taken>) -> PyResult<Taken>,
-) -> PyResult<Option<Py<PyAny>>> {
+) -> PyResult<Taken> {
+    match with(&mut |source| source.take(py))? {
+        Taken::Pending if running_loop_if_any(py)?.is_some() => return Err(S::would_block()),
+        Taken::Pending => {}
+        taken => return Ok(taken),
+    }
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let mut parked = false;
         let taken = with(&mut |source| {
             let taken = source.take(py)?;
             match taken {
-                Taken::Pending => parked = source.park(&waker),
-                Taken::Item(_) | Taken::End => source.unpark(&waker),
+                Taken::Pending if left != Some(Duration::ZERO) => parked = source.park(&waker),
+                Taken::Pending | Taken::Item(_) | Taken::End => source.unpark(&waker),
             }
             Ok(taken)
         })?;
         match taken {
-            Taken::Item(item) => return Ok(Some(item)),
-            Taken::End => return Ok(None),
+            Taken::Item(_) | Taken::End => return Ok(taken),
+            Taken::Pending if left == Some(Duration::ZERO) => return Ok(taken),
             Taken::Pending if parked => {
                 // Wakes at least ten times a second, so that Ctrl-C is seen.
-                py.detach(|| std::thread::park_timeout(Duration::from_millis(100)));
+                let pause = Duration::from_millis(100).min(left.unwrap_or(Duration::MAX));
+                py.detach(|| std::thread::park_timeout(pause));
                 if let Err(error) = py.check_signals() {
                     with(&mut |source| {
                         source.unpark(&waker);

@@ -200,9 +200,7 @@ async def test_auth_is_asked_each_time(serve: Serve, hub: ts.Hub, http: httpx.As
 async def test_input_has_limits(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     base = serve(app(hub, endless))
     url = f"{base}/sessions"
-    deep = json.loads("[" * 80 + "]" * 80)
     for body, status in [
-        ({"input": deep}, 400),
         ({"input": 1, "metadata": "x" * 20_000}, 422),
         ({"metadata": ["x" * 20_000]}, 422),
         ({"input": 1, "client_id": "x" * 257}, 422),

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import warnings
 import weakref
 from collections import Counter
@@ -297,6 +298,26 @@ async def test_a_loop_feeds_a_thread_and_is_held_back() -> None:
         await queue.aput(None)
         assert await consumer == list(range(5000))
     assert balanced(queue)["peak"] <= 10
+
+
+def test_get_and_put_wait_no_longer_than_told_and_take_nothing() -> None:
+    queue: ts.EventQueue[int] = ts.EventQueue(1)
+    begun = time.monotonic()
+    with pytest.raises(ts.QueueEmpty):
+        queue.get(0)
+    with pytest.raises(ts.QueueEmpty):
+        queue.get(timeout=0.02)
+    assert queue.put(1, 0) is True
+    with pytest.raises(ts.QueueFull):
+        queue.put(2, timeout=0.02)
+    assert 0.04 <= time.monotonic() - begun < 5
+    counts = balanced(queue)
+    assert (counts["waiting_getters"], counts["waiting_putters"], counts["refused"]) == (0, 0, 1)
+    threading.Timer(0.02, queue.get).start()
+    assert queue.put(3, 10) is True
+    assert queue.get(10) == 3
+    threading.Timer(0.02, queue.close).start()
+    assert queue.get(10) is None
 
 
 async def test_a_blocking_call_on_a_loop_raises_where_it_would_wait() -> None:

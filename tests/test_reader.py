@@ -235,6 +235,101 @@ async def _ready(turn: ts.Turn) -> None:
     await turn.ready()
 
 
+@pytest.mark.parametrize("who", ["turn", "emitter"])
+def test_a_thread_waits_until_a_pacing_reader_has_room(session: ts.Session, who: str) -> None:
+    turn = session.turn()
+    gate = turn if who == "turn" else session.emitter()
+    assert gate.wait_ready() is True  # nobody paces
+    reader = session.read(pace=True)
+    emitted = 0
+
+    def produce() -> None:
+        nonlocal emitted
+        for number in range(1000):
+            gate.wait_ready()
+            turn.emit("custom", name="x", data=number)
+            emitted = number + 1
+        turn.complete()
+
+    producer = threading.Thread(target=produce, daemon=True)
+    producer.start()
+    lags, seqs = [], []
+    for event in reader:
+        lags.append(emitted + 1 - (event.seq or 0))
+        seqs.append(event.seq)
+    producer.join(10)
+    assert not producer.is_alive()
+    assert seqs == list(range(1, 1003))
+    assert max(lags) <= 256 + 128  # the window, and what the reader has fetched
+
+
+def test_a_wait_for_room_has_a_timeout_and_may_end_by_the_readers_leaving(session: ts.Session) -> None:
+    turn = session.turn()
+    reader = session.read(pace=True)
+    for number in range(300):
+        turn.emit("custom", name="x", data=number)
+    begun = time.monotonic()
+    assert turn.wait_ready(0) is False
+    assert turn.wait_ready(0.02) is False
+    assert session.emitter().wait_ready(timeout=-1) is False
+    assert 0.02 <= time.monotonic() - begun < 5
+    threading.Timer(0.02, reader.close).start()
+    assert turn.wait_ready(10) is True
+    turn.complete()
+
+
+async def test_a_wait_for_room_never_stops_a_loop(session: ts.Session) -> None:
+    turn = session.turn()
+    assert turn.wait_ready() is True
+    reader = session.read(pace=True)
+    for number in range(300):
+        turn.emit("custom", name="x", data=number)
+    with pytest.raises(ts.WouldBlock, match="ready"):
+        turn.wait_ready()
+    waiting = asyncio.ensure_future(session.emitter().ready())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    reader.close()
+    await asyncio.wait_for(waiting, 10)
+    turn.complete()
+
+
+async def test_a_blocking_reader_never_stops_a_loop(session: ts.Session) -> None:
+    turn = fill(session, 3)
+    reader = session.read()
+    blocking = iter(reader)
+    assert [next(blocking).seq for _ in range(4)] == [1, 2, 3, 4]  # what is ready needs no wait
+    with pytest.raises(ts.WouldBlock, match="async for"):
+        next(blocking)
+    with pytest.raises(ts.WouldBlock):
+        list(reader.batches())
+    with pytest.raises(ts.WouldBlock):
+        reader.get(1)
+    frames = iter(session.frames())
+    next(frames)
+    with pytest.raises(ts.WouldBlock):
+        next(frames)
+    turn.complete()
+    assert [event.seq for event in blocking] == [5]  # nothing was taken
+    assert [event.seq for event in session.read()] == [1, 2, 3, 4, 5]
+
+
+def test_get_takes_the_next_event_waits_no_longer_than_told_and_loses_nothing(session: ts.Session) -> None:
+    reader = session.read()
+    begun = time.monotonic()
+    with pytest.raises(ts.StreamTimeout):
+        reader.get(0)
+    with pytest.raises(TimeoutError):
+        reader.get(timeout=0.02)
+    assert 0.02 <= time.monotonic() - begun < 5
+    threading.Timer(0.02, fill(session, 1).complete).start()
+    got = [reader.get(10) for _ in range(4)]
+    assert [event.seq if event else None for event in got] == [1, 2, 3, None]
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="timeout"):
+            reader.get(wrong)
+
+
 async def test_a_reader_is_freed(session: ts.Session) -> None:
     turn = session.turn()
     reader = session.read()

@@ -76,6 +76,7 @@ from turnstream.errors import (
     ReaderBusy,
     SessionClosed,
     SourceError,
+    StreamTimeout,
     TurnActive,
     TurnEnded,
     TurnstreamError,
@@ -89,7 +90,8 @@ from turnstream.message import Message, MessageToolCall
 from turnstream.normalize import Normalized, fold, normalize
 
 if _TYPE_CHECKING:
-    from turnstream import asgi, fastapi
+    from turnstream import asgi, fastapi, streams
+    from turnstream.subscription import Subscription
 
 __all__ = [
     "AssistantMessage",
@@ -141,6 +143,8 @@ __all__ = [
     "StageStart",
     "StreamClose",
     "StreamOpen",
+    "StreamTimeout",
+    "Subscription",
     "TextDelta",
     "ToolCall",
     "ToolCallDelta",
@@ -167,6 +171,7 @@ __all__ = [
     "normalize",
     "partial_json",
     "providers",
+    "streams",
 ]
 
 if _native.debug_build:
@@ -176,11 +181,13 @@ if _native.debug_build:
         "turnstream is a debug build: 10 to 50 times slower than a release build", RuntimeWarning, stacklevel=2
     )
 
-_LAZY = frozenset({"asgi", "demo", "fastapi"})
-"""Modules that cost an import of somebody else's package, loaded when first named."""
+_LAZY = frozenset({"asgi", "demo", "fastapi", "streams"})
+"""Modules that cost an import of somebody else's package, or of asyncio, loaded when first named."""
 
 
 def __getattr__(name: str) -> _Any:
     if name in _LAZY:
         return _import_module(f"turnstream.{name}")
+    if name == "Subscription":
+        return _import_module("turnstream.subscription").Subscription
     raise AttributeError(f"module 'turnstream' has no attribute {name!r}")

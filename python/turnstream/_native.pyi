@@ -1,12 +1,13 @@
 """The Rust side of turnstream. Import its names from `turnstream`, never from here."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
 from types import GenericAlias, TracebackType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, final
 
 from typing_extensions import disjoint_base
 
 from turnstream.message import Message
+from turnstream.subscription import Subscription
 
 _T = TypeVar("_T")
 
@@ -382,6 +383,8 @@ class Completion(Event):
     def error(self) -> Any: ...
     @property
     def events(self) -> int: ...
+    @property
+    def subscriber_failures(self) -> int | None: ...
 
 @final
 class SessionEnd(Event):
@@ -575,6 +578,9 @@ def partial_json(text: str, /) -> Any:
         ts.partial_json('{"city": "Zür')  # {"city": "Zür"}
     """
 
+def join_deltas(events: Sequence[Event], max_bytes: int = 0) -> list[Event]:
+    """See `turnstream.streams.join`."""
+
 def fold_json(data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False) -> str:
     """The fold of a whole stream, as the JSON text that `turnstream fold` prints.
 
@@ -739,6 +745,23 @@ class Session:
         "none" with what is there. `pace`: the producer waits while this reader lags by 256 events. `on_trim`: what a
         cursor gets whose tail has left the log, a `snapshot` and the tail or CursorExpired.
         """
+    def subscribe(
+        self,
+        callback: Callable[[Event], object],
+        *,
+        types: Collection[str] | str | None = None,
+        follow: Literal["turn", "session", "none"] = "session",
+        after: str | None = None,
+        backlog: int = 1000,
+        deltas: Literal["exact", "merged"] = "exact",
+    ) -> Subscription:
+        """Calls `callback`, plain or async, with each event after the cursor `after` (None: from the beginning), in
+        order, one at a time, on the running loop or, without one, on a daemon thread; in the context of this call.
+
+        `types` are the types that it wants. It never holds up an emitter: deltas and progress that lag by `backlog`
+        events are skipped, and a `gap` says so. What it raises is counted, and said once as a `warning` in the log.
+        """
+    def _count_failure(self) -> None: ...
     def frames(
         self,
         after: str | None = None,
@@ -759,8 +782,8 @@ class Session:
         """
     def status(self) -> dict[str, Any]:
         """The status page: session_id, state, turn, epoch, head, earliest, cursor, earliest_cursor, progress, usage,
-        error, readers, started, updated. `state` is idle, running, completed, failed, cancelled, incomplete or ended;
-        times are Unix milliseconds."""
+        error, readers, subscriber_failures, started, updated. `state` is idle, running, completed, failed, cancelled,
+        incomplete or ended; times are Unix milliseconds."""
     def messages(self) -> list[dict[str, Any]]:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
         `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,
@@ -769,7 +792,7 @@ class Session:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
     def statistics(self) -> dict[str, int]:
         """Exact counts: appended, duplicates, late, refused, capped, redaction_failures, evicted, retained, bytes,
-        readers."""
+        readers, subscriber_failures."""
     def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:
         """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
         usage, and cancels its task. Awaits to False when none was running."""
@@ -786,6 +809,11 @@ class Emitter:
         """Appends one event; returns its seq. Without `turn`, the running one is meant, or the session itself where
         none runs. What JSON cannot say becomes a typed placeholder. PayloadError where type or fields are not of the
         vocabulary, TurnEnded after the turn's completion, SessionClosed after the session's end."""
+    def ready(self) -> Awaitable[None]:
+        """Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure."""
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """As `ready`, for a thread: blocks. False where `timeout` seconds were not enough; WouldBlock on a loop's
+        thread."""
 
 @final
 class Turn:
@@ -842,12 +870,16 @@ class Turn:
         """What `session.cancel()` calls, once, on the thread that cancels, to stop the work."""
     def ready(self) -> Awaitable[None]:
         """Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure."""
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """As `ready`, for a thread: blocks. False where `timeout` seconds were not enough; WouldBlock on a loop's
+        thread."""
 
 @final
 class Reader:
     """A cursor into a session's log: an async iterator of events, and (`iter(reader)`) a blocking one.
 
-    One task or thread at a time: a second one gets ReaderBusy. Cancelling a wait loses nothing.
+    One task or thread at a time: a second one gets ReaderBusy. Cancelling a wait loses nothing. The blocking iterator
+    raises WouldBlock where it would have to wait on the thread of an event loop.
     """
 
     @property
@@ -860,6 +892,9 @@ class Reader:
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[Event]: ...
     def __iter__(self) -> Iterator[Event]: ...
+    def get(self, timeout: float | None = None) -> Event | None:
+        """Takes the next event; blocks while there is none. None at the end; StreamTimeout after `timeout` seconds, and
+        then nothing was taken."""
     def batches(self, max_events: int = 64) -> Batches:
         """Lists of up to `max_events` events, all that are ready, at least one."""
     def close(self) -> None:
@@ -890,6 +925,9 @@ class EventQueue(Generic[_T]):
 
     A blocking form on the thread of an event loop raises QueueFull or QueueEmpty where it would have to wait.
     `None` is no item: to put it is to close the queue, and to get it is the end.
+
+    With `gaps`, what an overflow dropped leaves a `Gap` in its place, which takes no room: `first` and `last` are the
+    numbers of the dropped items, counted from 1 as they were put, and `reason` is "overflow".
     """
 
     def __new__(
@@ -897,19 +935,20 @@ class EventQueue(Generic[_T]):
         maxsize: int = 1000,
         overflow: Literal["block", "drop_oldest", "drop_newest", "merge", "fail"] = "block",
         *,
+        gaps: bool = False,
         warn_interval_s: float = 10.0,
     ) -> Self: ...
     @classmethod
     def __class_getitem__(cls, item: Any) -> GenericAlias: ...
-    def put(self, item: _T | None) -> bool:
+    def put(self, item: _T | None, timeout: float | None = None) -> bool:
         """Puts `item`; blocks while the queue is full, if it is to wait. False: the item is not in the queue, for it is
-        closed, or the item was dropped."""
+        closed, or the item was dropped. QueueFull after `timeout` seconds."""
     def put_nowait(self, item: _T | None) -> bool:
         """As `put`, but raises QueueFull where that would wait."""
     def aput(self, item: _T | None) -> Coroutine[Any, Any, bool]:
         """Awaits to what `put` returns. Cancelled, it has not put anything."""
-    def get(self) -> _T | None:
-        """Takes the oldest item; blocks while there is none. None at the end."""
+    def get(self, timeout: float | None = None) -> _T | None:
+        """Takes the oldest item; blocks while there is none. None at the end; QueueEmpty after `timeout` seconds."""
     def get_nowait(self) -> _T | None:
         """As `get`, but raises QueueEmpty where that would wait."""
     def aget(self) -> Coroutine[Any, Any, _T | None]:
@@ -934,7 +973,7 @@ class EventQueue(Generic[_T]):
         """Whether it has been closed; there may still be items."""
     def statistics(self) -> dict[str, int]:
         """Exact counts, with put = taken + dropped + merged + discarded + size; then refused (QueueFull, or closed),
-        peak, waiting_putters, waiting_getters."""
+        peak, gaps (handed out), waiting_putters, waiting_getters."""
 
 @final
 class QueueTake(Generic[_T]):

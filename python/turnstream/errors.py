@@ -5,6 +5,8 @@ A text says what was seen and where, never the payload's content.
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = [
     "Conflict",
     "CursorError",
@@ -20,6 +22,7 @@ __all__ = [
     "ReaderBusy",
     "SessionClosed",
     "SourceError",
+    "StreamTimeout",
     "TurnActive",
     "TurnEnded",
     "TurnstreamError",
@@ -166,6 +169,17 @@ class QueueEmpty(WouldBlock):
     """The queue holds nothing yet, and the call is not to wait."""
 
     code = "queue_empty"
+
+
+class StreamTimeout(TurnstreamError, TimeoutError):
+    """Nothing came in time (`kind` "idle"), or the whole took too long ("total")."""
+
+    code = "stream_timeout"
+    retryable = True
+
+    def __init__(self, message: str, *, kind: Literal["idle", "total"] = "idle") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ForkedProcess(TurnstreamError):

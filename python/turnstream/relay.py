@@ -22,7 +22,7 @@ from turnstream.sources import chunks
 if TYPE_CHECKING:
     from turnstream._native import Turn
 
-__all__ = ["relay"]
+__all__ = ["error_fields", "relay"]
 
 
 async def relay(turn: Turn, source: Any, provider: str = "auto", strict: bool = False) -> Message:
@@ -41,7 +41,7 @@ async def relay(turn: Turn, source: Any, provider: str = "auto", strict: bool = 
         return Message.from_json(feed.finish())
     except Exception as error:
         with suppress(TurnstreamError):  # the turn may have ended
-            feed.stop(_fields(error))
+            feed.stop(error_fields(error))
         raise
     except BaseException:
         with suppress(TurnstreamError):
@@ -49,7 +49,7 @@ async def relay(turn: Turn, source: Any, provider: str = "auto", strict: bool = 
         raise
 
 
-def _fields(error: Exception) -> dict[str, Any]:
+def error_fields(error: Exception) -> dict[str, Any]:
     """The `error` event that a failure is in the log."""
     typed = isinstance(error, TurnstreamError)
     return {

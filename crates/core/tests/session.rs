@@ -122,7 +122,7 @@ fn a_hubs_bytes_are_bounded_and_the_deltas_of_finished_messages_leave_first() {
     }
     end(&session, turn);
     let before = hub.statistics();
-    said(&hub, "other", 80, false);
+    said(&hub, "other", 40, false);
     assert!(before.bytes > 100_000 && hub.statistics().bytes <= 200_000, "{:?}", hub.statistics());
     let kept = kinds(&read(&hub.find("wordy").unwrap(), &ReadOptions::default()));
     assert_eq!(kept, ["turn_start", "message_start", "gap", "assistant_message", "completion"]);
@@ -199,8 +199,8 @@ fn what_is_redacted_is_never_stored_and_a_failing_hook_leaves_a_placeholder() {
     emit(&session, "text_delta", r#"{"message_id":"m","text":"my sec"}"#);
     emit(&session, "assistant_message", r#"{"message_id":"m","text":"my secret"}"#);
     emit(&session, "custom", r#"{"name":"secret","data":"secret"}"#);
-    let many = ["secret", "secret"].map(|text| payload("custom", &format!(r#"{{"name":"{text}"}}"#)));
-    session.emit_all(turn, many.into_iter()).unwrap();
+    let mut many = ["secret", "secret"].map(|text| payload("custom", &format!(r#"{{"name":"{text}"}}"#))).to_vec();
+    session.emit_all(turn, &mut many).unwrap();
     session.end_turn(turn, Ending { fallback: Some("the secret".into()), ..Ending::default() });
     let log: String = all(&session).iter().map(Event::to_json).collect();
     assert!(!log.contains("secret"), "{log}");

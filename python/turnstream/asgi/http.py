@@ -7,7 +7,6 @@ is read beyond its limit.
 """
 
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
@@ -32,14 +31,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-MAX_DEPTH = 64
-"""How deep a request's JSON may be nested."""
-
 MAX_METADATA_BYTES = 16 << 10
 """The largest `metadata`, as JSON."""
-
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
-_BRACKET = re.compile(rb"[\[{\]}]")
 
 _STATUS: dict[type[TurnstreamError], int] = {
     CursorError: 400,
@@ -114,8 +107,6 @@ class Request:
         body = await self._body()
         if not body.strip():
             return {}
-        if depth(body) > MAX_DEPTH:
-            raise HTTPError(400, "bad_json", f"the body is nested deeper than {MAX_DEPTH} levels")
         try:
             value = json.loads(body, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -136,17 +127,6 @@ class Request:
             if len(body) > self._max_body_bytes:
                 raise HTTPError(413, "body_too_long", f"the body is longer than {self._max_body_bytes} bytes")
         return bytes(body)
-
-
-def depth(body: bytes) -> int:
-    """How deep a JSON text is nested; in one pass, and only where there are enough brackets for it to matter."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return 0
-    deepest = level = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", body)):
-        level += 1 if bracket[0] in b"[{" else -1
-        deepest = max(deepest, level)
-    return deepest
 
 
 def _refuse_constant(name: str) -> None:

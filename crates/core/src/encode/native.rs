@@ -4,14 +4,13 @@
 //! readers need is encoded once.
 
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::{Encoder, Opening, sse};
-use crate::event::json::write_u64;
-use crate::event::{Class, Context, Event, Payload, StreamClose, StreamOpen, Text};
+use crate::event::{Class, Context, Event, Payload, StreamClose, StreamOpen, TYPES, Text};
 use crate::reader::Item;
 use crate::session::{Session, now_ms};
 
@@ -124,16 +123,25 @@ pub fn write_event(out: &mut Vec<u8>, framing: Framing, epoch: &str, event: &Eve
         out.push(b'\n');
         return;
     }
-    if event.payload.class() != Class::Control {
+    if event.payload.class() == Class::Control {
+        out.extend_from_slice(b"event: ");
+        out.extend_from_slice(event.payload.kind().as_bytes());
+        out.extend_from_slice(b"\ndata: ");
+        event.write_json(out);
+    } else {
+        let mut number = itoa::Buffer::new();
+        let seq = number.format(event.seq).as_bytes();
         out.extend_from_slice(b"id: ");
         out.extend_from_slice(epoch.as_bytes());
         out.push(b'.');
-        write_u64(out, event.seq);
-        out.push(b'\n');
+        out.extend_from_slice(seq);
+        out.extend_from_slice(HEADS[event.payload.index()].as_bytes());
+        out.extend_from_slice(seq);
+        event.write_after_seq(out);
     }
-    out.extend_from_slice(b"event: ");
-    out.extend_from_slice(event.payload.kind().as_bytes());
-    out.extend_from_slice(b"\ndata: ");
-    event.write_json(out);
     out.extend_from_slice(b"\n\n");
 }
+
+/// What stands between the two seqs of a frame, by type: written once, and copied in one step.
+static HEADS: LazyLock<Vec<String>> =
+    LazyLock::new(|| TYPES.iter().map(|kind| format!("\nevent: {kind}\ndata: {{\"type\":\"{kind}\",\"seq\":")).collect());

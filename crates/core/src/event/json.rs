@@ -178,11 +178,24 @@ fn plain(bytes: &[u8]) -> usize {
     start + rest.iter().position(|byte| ESCAPES[*byte as usize] != 0).unwrap_or(rest.len())
 }
 
+/// Whether the whole of it may be copied as it is; the last step overlaps the one before instead of going byte by byte.
+fn all_plain(bytes: &[u8]) -> bool {
+    match bytes.last_chunk::<8>() {
+        Some(last) => plain(&bytes[..bytes.len() & !7]) == bytes.len() & !7 && plain(last) == 8,
+        None => bytes.iter().all(|byte| ESCAPES[*byte as usize] == 0),
+    }
+}
+
 /// Writes `text` as a JSON string.
 pub fn write_str(out: &mut Vec<u8>, text: &str) {
     let mut bytes = text.as_bytes();
     out.reserve(bytes.len() + 2);
     out.push(b'"');
+    if all_plain(bytes) {
+        out.extend_from_slice(bytes);
+        out.push(b'"');
+        return;
+    }
     loop {
         let length = plain(bytes);
         out.extend_from_slice(&bytes[..length]);

@@ -128,6 +128,13 @@ macro_rules! define {
                 match self { $(Self::$name(_) => $wire),* }
             }
 
+            /// The type's place in [`TYPES`].
+            pub fn index(&self) -> usize {
+                #[allow(clippy::enum_variant_names, non_camel_case_types, reason = "counts the table's lines")]
+                enum Index { $($name),* }
+                match self { $(Self::$name(_) => Index::$name as usize),* }
+            }
+
             /// The type's class.
             pub fn class(&self) -> Class {
                 match self { $(Self::$name(_) => class!($class)),* }
@@ -273,11 +280,21 @@ impl Event {
                 write_str(out, session);
             }
             out.extend_from_slice(b",\"time\":");
+            self.write_from_time(out);
         } else {
             out.extend_from_slice(b"\",\"seq\":");
             write_u64(out, self.seq);
-            out.extend_from_slice(&self.context.head);
+            self.write_after_seq(out);
         }
+    }
+
+    /// What follows the seq in the wire form of an event of the log, for whoever has written the part before it.
+    pub fn write_after_seq(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.context.head);
+        self.write_from_time(out);
+    }
+
+    fn write_from_time(&self, out: &mut Vec<u8>) {
         write_u64(out, self.time);
         if let Some(backend) = &self.context.backend {
             out.extend_from_slice(b",\"backend\":");

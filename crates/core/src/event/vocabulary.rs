@@ -63,7 +63,8 @@ macro_rules! vocabulary {
             Custom "custom" boundary { name: Text, data: Option<Json> }
             /// The turn has ended: exactly one per turn.
             Completion "completion" boundary {
-                status: Status, reason: Option<Text>, usage: Option<Json>, text: Text, error: Option<Json>, events: u64
+                status: Status, reason: Option<Text>, usage: Option<Json>, text: Text, error: Option<Json>, events: u64,
+                subscriber_failures? u64
             }
             /// The session takes no more events.
             SessionEnd "session_end" boundary { reason: Option<Text> }

@@ -81,6 +81,35 @@ impl FrameReader {
         self.take(rest, out);
     }
 
+    /// Takes the first event of a chunk, or all of it where the format is not server-sent events. Returns how many bytes
+    /// it took.
+    pub fn feed_event(&mut self, chunk: &[u8], out: &mut Sink<'_>) -> usize {
+        if let Mode::Sse(events) = &mut self.mode {
+            return events.feed_block(chunk, out);
+        }
+        self.feed(chunk, out);
+        chunk.len()
+    }
+
+    /// Whether the next byte begins an event of server-sent ones, with nothing before it left; then, up to which length
+    /// it can break no limit.
+    #[inline]
+    pub fn between_events(&self) -> Option<usize> {
+        match &self.mode {
+            Mode::Sse(events) if events.stray.json.is_none() && !events.stray.failed => events.decoder.between_blocks(),
+            _ => None,
+        }
+    }
+
+    /// Passes over an event that the caller has read himself: [`Self::between_events`] has to allow it.
+    #[inline]
+    pub fn skip(&mut self, length: usize) {
+        debug_assert!(self.between_events().is_some_and(|limit| length <= limit));
+        if let Mode::Sse(events) = &mut self.mode {
+            events.decoder.skip(length);
+        }
+    }
+
     /// The input has ended.
     pub fn finish(&mut self, out: &mut Sink<'_>) {
         match std::mem::replace(&mut self.mode, Mode::Dead) {
@@ -148,6 +177,20 @@ impl Events {
         if !stray.failed {
             let done = decoder.feed(chunk, &mut |item| stray.item(item, out));
             stray.fail(done, out);
+        }
+    }
+
+    fn feed_block(&mut self, chunk: &[u8], out: &mut Sink<'_>) -> usize {
+        let Self { decoder, stray } = self;
+        if stray.failed {
+            return chunk.len();
+        }
+        match decoder.feed_block(chunk, &mut |item| stray.item(item, out)) {
+            Ok(taken) => taken,
+            error => {
+                stray.fail(error.map(drop), out);
+                chunk.len()
+            }
         }
     }
 

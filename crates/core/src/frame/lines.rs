@@ -113,6 +113,16 @@ impl Lines {
         Ok(Some(Line::Joined))
     }
 
+    /// Whether the next byte begins a line, with nothing of an earlier one left: not even its LF.
+    pub(super) fn is_clear(&self) -> bool {
+        self.partial.is_empty() && !self.after_cr
+    }
+
+    /// Passes over whole lines.
+    pub(super) fn skip(&mut self, length: usize) {
+        self.position += length as u64;
+    }
+
     /// Where the first line begins, when bytes stand before it.
     pub(super) fn begin_at(&mut self, position: u64) {
         self.position = position;

@@ -150,12 +150,37 @@ impl Decoder {
         if self.bom.pending() {
             let (no_bom, tail) = self.bom.strip(chunk);
             self.lines.begin_at(self.bom.len());
-            let done = self.take(no_bom, out);
-            self.remember(done)?;
+            let done = self.take(no_bom, false, out);
+            self.remember(done.map(drop))?;
             rest = tail;
         }
-        let done = self.take(rest, out);
-        self.remember(done)
+        let done = self.take(rest, false, out);
+        self.remember(done.map(drop))
+    }
+
+    /// As [`Self::feed`], but stops behind the first blank line. Returns how many bytes it took.
+    ///
+    /// # Errors
+    /// As [`Self::feed`].
+    pub(super) fn feed_block(&mut self, chunk: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<usize, FrameError> {
+        if self.bom.pending() || self.failed.is_some() {
+            return self.feed(chunk, out).map(|()| chunk.len());
+        }
+        let done = self.take(chunk, true, out);
+        self.remember(done.as_ref().map(drop).map_err(Clone::clone))?;
+        done
+    }
+
+    /// Whether the next byte begins a block, with nothing of an earlier one left; then, how long a block may be whatever
+    /// its lines.
+    pub(super) fn between_blocks(&self) -> Option<usize> {
+        let between = self.block.begin.is_none() && self.lines.is_clear() && !self.bom.pending() && self.failed.is_none();
+        between.then(|| self.limits.max_line_bytes.min(self.limits.max_event_bytes))
+    }
+
+    /// Passes over a block that somebody else has read, between two others.
+    pub(super) fn skip(&mut self, length: usize) {
+        self.lines.skip(length);
     }
 
     /// The input has ended. Gives an event only where the decoder is lenient.
@@ -170,7 +195,7 @@ impl Decoder {
         let mut done = Ok(());
         if self.lenient {
             if !line.is_empty() {
-                done = self.joined(&line, out);
+                done = self.joined(&line, out).map(drop);
             }
             if done.is_ok() {
                 self.dispatch(None, out);
@@ -195,61 +220,62 @@ impl Decoder {
         done
     }
 
-    fn take(&mut self, chunk: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<(), FrameError> {
+    /// Takes `chunk`, or its first block alone; returns how many bytes it took.
+    fn take(&mut self, chunk: &[u8], one_block: bool, out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<usize, FrameError> {
         let mut rest = chunk;
         let mut first = None;
         let done = loop {
-            match self.lines.next(&mut rest) {
-                Ok(Some(Line::Inside(line))) => {
-                    if let Err(error) = self.line(line, &mut first, out) {
-                        break Err(error);
-                    }
-                }
+            let line = match self.lines.next(&mut rest) {
+                Ok(Some(Line::Inside(line))) => self.line(line, &mut first, out),
                 Ok(Some(Line::Joined)) => {
                     let line = self.lines.take_joined();
                     let done = self.joined(&line, out);
                     self.lines.give_back(line);
-                    if done.is_err() {
-                        break done;
-                    }
+                    done
                 }
                 Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            match line {
+                Ok(blank) if blank && one_block => break Ok(()),
+                Ok(_) => {}
                 Err(error) => break Err(error),
             }
         };
         self.keep(first);
-        done
+        done.map(|()| chunk.len() - rest.len())
     }
 
     /// A line that does not outlive the call.
-    fn joined(&mut self, line: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<(), FrameError> {
+    fn joined(&mut self, line: &[u8], out: &mut (impl FnMut(Item<'_>) + ?Sized)) -> Result<bool, FrameError> {
         let mut first = None;
         let done = self.line(line, &mut first, out);
         self.keep(first);
         done
     }
 
-    /// Takes one line. `first` is the block's only data line so far, as long as it can stay where it is.
+    /// Takes one line; says whether it was a blank one. `first` is the block's only data line so far, as long as it can
+    /// stay where it is.
     #[inline]
     fn line<'a>(
         &mut self,
         line: &'a [u8],
         first: &mut Option<&'a [u8]>,
         out: &mut (impl FnMut(Item<'_>) + ?Sized),
-    ) -> Result<(), FrameError> {
+    ) -> Result<bool, FrameError> {
         let field = Field::of(line);
         match field {
             Field::Blank => {
                 self.dispatch(first.take(), out);
-                return Ok(());
+                return Ok(true);
             }
             Field::Comment(text) => {
                 out(Item::Comment(&utf8(text)));
-                return Ok(());
+                return Ok(false);
             }
             Field::Unknown => {
                 out(Item::Unknown(line, self.lines.start()));
-                return Ok(());
+                return Ok(false);
             }
             _ => {}
         }
@@ -282,7 +308,7 @@ impl Decoder {
             }
             _ => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Copies a data line that its chunk will not outlast.

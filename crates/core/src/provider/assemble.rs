@@ -254,9 +254,9 @@ impl Assembler {
         self.out.drain(..)
     }
 
-    /// How many events wait to be drained.
-    pub fn pending(&self) -> usize {
-        self.out.len()
+    /// What waits to be drained.
+    pub fn pending(&mut self) -> &mut Vec<Payload> {
+        &mut self.out
     }
 
     fn mint(&mut self, kind: &str) -> Id {

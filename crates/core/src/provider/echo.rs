@@ -5,7 +5,10 @@
 //! around that piece are remembered; a frame that has the same bytes around another string means the same with that
 //! string. Comparing costs 40 ns where reading costs 600 (325-byte OpenAI chunks).
 //!
-//! Owns the comparison. Knows no format: which members carry noise is told by the provider. Invariants: 1. a frame that
+//! Server-sent events are compared as they stand on the wire, before anybody has looked for a line's end: that saves the
+//! frame reader's work too, a quarter of an event's whole cost. Where an event comes in two pieces, its frame is compared.
+//!
+//! Owns the comparison. Knows no provider: which members carry noise is told by it. Invariants: 1. a frame that
 //! is taken here is valid JSON, as the remembered one was, and equal to it but for the piece and for the values of noise
 //! members; 2. any frame that is not taken is read in full, and ends what was remembered; 3. memory is one frame.
 //!
@@ -53,6 +56,18 @@ pub(super) struct Echo {
     tail: Vec<u8>,
     /// How many brackets close the frame. Blanks may stand between them: some servers pad their frames there.
     brackets: usize,
+    block: Block,
+}
+
+/// The frame as it stands on the wire, in an event of server-sent ones.
+#[derive(Debug)]
+enum Block {
+    /// Not looked at yet: where the frame's data stood in memory, and its length.
+    Unseen(usize, usize),
+    /// Not in one piece, or with more in it than its data and its name.
+    Other,
+    /// The bytes up to the first hole, and those behind the data.
+    Known(Vec<u8>, &'static [u8]),
 }
 
 impl Echo {
@@ -92,20 +107,70 @@ impl Echo {
         let tail = &data[from..];
         let (tail, closing) = tail.split_at(tail.iter().rposition(|byte| !matches!(byte, b'}' | b' ')).map_or(0, |at| at + 1));
         let brackets = memchr::memchr_iter(b'}', closing).count();
-        Some(Self { piece: heard.piece, event: frame.event.to_owned(), parts, tail: tail.to_vec(), brackets })
+        let block = Block::Unseen(data.as_ptr() as usize, data.len());
+        Some(Self { piece: heard.piece, event: frame.event.to_owned(), parts, tail: tail.to_vec(), brackets, block })
+    }
+
+    /// Remembers the event on the wire in which the last frame stood, if `bytes` are that event and nothing else.
+    pub(super) fn learn_block(&mut self, bytes: &[u8]) {
+        if let Block::Unseen(address, length) = self.block {
+            self.block = self.block_in(bytes, address, length).unwrap_or(Block::Other);
+        }
+    }
+
+    fn block_in(&self, bytes: &[u8], address: usize, length: usize) -> Option<Block> {
+        let start = address.checked_sub(bytes.as_ptr() as usize)?;
+        let close: &[u8] = match bytes.get(start.checked_add(length)?..)? {
+            b"\n\n" => b"\n\n",
+            b"\r\n\r\n" => b"\r\n\r\n",
+            _ => return None,
+        };
+        // Any other line might mean something: an id, a comment, an error that a server says in its own way.
+        let head = &bytes[..start];
+        let name = head.strip_suffix(b"data: ").or_else(|| head.strip_suffix(b"data:"))?;
+        if !name.is_empty() {
+            let name = name.strip_prefix(b"event:")?.strip_suffix(&close[..close.len() / 2])?;
+            if memchr::memchr2(b'\n', b'\r', name).is_some() {
+                return None;
+            }
+        }
+        Some(Block::Known([head, &self.parts[0].0].concat(), close))
+    }
+
+    /// The piece of the event that `bytes` begin with, and how long that event is.
+    #[inline]
+    pub(super) fn hear_block<'a>(&self, bytes: &'a [u8]) -> Option<(Cow<'a, str>, usize)> {
+        let Block::Known(head, close) = &self.block else { return None };
+        let (piece, rest) = self.holes(bytes.strip_prefix(head.as_slice())?)?;
+        let rest = rest.strip_prefix(*close)?;
+        Some((piece, bytes.len() - rest.len()))
     }
 
     /// The piece that `frame` has where the remembered one had its own, if the rest is the same.
-    pub(super) fn hear<'a>(&self, frame: &Frame<'a>) -> Option<Cow<'a, str>> {
+    pub(super) fn hear<'a>(&mut self, frame: &Frame<'a>) -> Option<Cow<'a, str>> {
         // Not `!=`: glibc's memcmp loads a whole vector, masked, which took 120 ns a frame where a short name stood at the
         // end of a page.
         if !frame.event.bytes().eq(self.event.bytes()) {
             return None;
         }
-        let mut rest = frame.data;
+        let (piece, rest) = self.holes(frame.data.strip_prefix(self.parts[0].0.as_slice())?)?;
+        if !rest.is_empty() {
+            return None;
+        }
+        if !matches!(self.block, Block::Known(..)) {
+            self.block = Block::Unseen(frame.data.as_ptr() as usize, frame.data.len());
+        }
+        Some(piece)
+    }
+
+    /// The piece in `rest`, which begins with the first hole, and what stands behind the closing brackets.
+    #[inline]
+    fn holes<'a>(&self, mut rest: &'a [u8]) -> Option<(Cow<'a, str>, &'a [u8])> {
         let mut piece = None;
-        for (before, hole) in &self.parts {
-            rest = rest.strip_prefix(before.as_slice())?;
+        for (i, (before, hole)) in self.parts.iter().enumerate() {
+            if i > 0 {
+                rest = rest.strip_prefix(before.as_slice())?;
+            }
             let length = match hole {
                 Hole::Number => digits(rest),
                 Hole::String => {
@@ -128,13 +193,15 @@ impl Echo {
             rest = &rest[length..];
         }
         // The tail ends outside of strings: a string's own quote would stand behind its brackets and blanks.
+        rest = rest.strip_prefix(self.tail.as_slice())?;
         let mut open = self.brackets;
-        for byte in rest.strip_prefix(self.tail.as_slice())? {
+        while let Some((byte, behind)) = rest.split_first() {
             match byte {
                 b'}' if open > 0 => open -= 1,
                 b' ' => {}
-                _ => return None,
+                _ => break,
             }
+            rest = behind;
         }
         if open > 0 {
             return None;
@@ -142,9 +209,10 @@ impl Echo {
         let (plain, text) = piece?;
         let text = std::str::from_utf8(text).ok()?;
         if plain {
-            return Some(Cow::Borrowed(text));
+            return Some((Cow::Borrowed(text), rest));
         }
-        serde_json::from_str(&format!("\"{text}\"")).ok().map(Cow::Owned)
+        let text = serde_json::from_str(&format!("\"{text}\"")).ok()?;
+        Some((Cow::Owned(text), rest))
     }
 }
 
@@ -181,7 +249,25 @@ mod tests {
     fn hear(model: &str, piece: &str, noise: &[&str], text: &str) -> Option<String> {
         let at = model.find(&format!("\"{piece}\"")).unwrap() + 1;
         let heard = Heard { piece: Piece::Text(0), address: model.as_ptr() as usize + at, length: piece.len() };
-        Echo::learn(&frame(model), heard, noise)?.hear(&frame(text)).map(Cow::into_owned)
+        let mut echo = Echo::learn(&frame(model), heard, noise)?;
+        let said = echo.hear(&frame(text)).map(Cow::into_owned);
+        // On the wire it is the same, in every form of event, and with another event behind it.
+        for (head, close) in [("data: ", "\n\n"), ("data:", "\r\n\r\n"), ("event: e\ndata: ", "\n\n")] {
+            let wire = |data: &str| format!("{head}{data}{close}");
+            let taught = wire(model);
+            let at = taught.as_ptr() as usize + head.len();
+            let heard = Heard { address: at + model.find(&format!("\"{piece}\"")).unwrap() + 1, ..heard };
+            let learnt = Frame { event: "", data: &taught.as_bytes()[head.len()..head.len() + model.len()], offset: 0 };
+            let mut echo = Echo::learn(&learnt, heard, noise)?;
+            echo.learn_block(taught.as_bytes());
+            let (next, behind) = (wire(text), "data: more\n\n");
+            let both = format!("{next}{behind}");
+            let told = echo.hear_block(both.as_bytes());
+            assert_eq!(told.as_ref().map(|told| &*told.0), said.as_deref(), "{next:?}");
+            assert!(told.is_none_or(|told| told.1 == next.len()));
+            assert!((0..next.len()).all(|cut| echo.hear_block(&next.as_bytes()[..cut]).is_none()), "half an event");
+        }
+        said
     }
 
     #[test]

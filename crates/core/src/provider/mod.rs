@@ -43,7 +43,7 @@ pub use normalizer::{Normalizer, Options};
 pub const READER_ERRORS: [&str; 3] = ["stream_truncated", "frame_too_long", "protocol_error"];
 
 /// One wire format's state machine. Frames in, calls on the [`Assembler`] out.
-pub trait Provider: Send {
+pub trait Provider: Send + Sync {
     /// Takes one frame.
     ///
     /// # Errors

@@ -99,8 +99,25 @@ impl Normalizer {
     /// is recognised. What came before can still be drained, and is closed; later calls give the same error.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
         let Self { reader, core } = self;
-        if core.failed.is_none() {
-            reader.feed(bytes, &mut |frame| core.take(frame));
+        let mut rest = bytes;
+        while core.failed.is_none() && !rest.is_empty() {
+            let between = reader.between_events();
+            if let Some(limit) = between
+                && let Some(taken) = core.hear_block(rest, limit)
+            {
+                reader.skip(taken);
+                rest = &rest[taken..];
+                continue;
+            }
+            if core.echo_credit == 0 {
+                reader.feed(rest, &mut |frame| core.take(frame));
+                break;
+            }
+            let taken = reader.feed_event(rest, &mut |frame| core.take(frame));
+            if let Some(echo) = &mut core.echo {
+                echo.learn_block(if between.is_some() { &rest[..taken] } else { &[] });
+            }
+            rest = &rest[taken..];
         }
         core.failed.clone().map_or(Ok(()), Err)
     }
@@ -139,6 +156,11 @@ impl Normalizer {
         }
     }
 
+    /// What has been put out since it was taken last.
+    pub fn pending(&mut self) -> &mut Vec<Payload> {
+        self.core.out.pending()
+    }
+
     /// Takes the payloads since the last call.
     pub fn drain(&mut self) -> std::vec::Drain<'_, Payload> {
         self.core.out.drain()
@@ -159,9 +181,19 @@ impl Core {
         }
     }
 
+    /// Takes the event that `bytes` begin with by comparing it with the last one; says how long it was.
+    #[inline]
+    fn hear_block(&mut self, bytes: &[u8], limit: usize) -> Option<usize> {
+        let echo = self.echo.as_ref()?;
+        let (text, taken) = echo.hear_block(bytes).filter(|(_, taken)| *taken <= limit)?;
+        self.out.say(echo.piece, &text);
+        self.echo_credit = (self.echo_credit + 1).min(ECHO_CREDIT);
+        Some(taken)
+    }
+
     fn frame(&mut self, frame: &Frame<'_>) {
         let Some((_, machine)) = &mut self.machine else { return };
-        if let Some(echo) = &self.echo {
+        if let Some(echo) = &mut self.echo {
             if let Some(text) = echo.hear(frame) {
                 self.out.say(echo.piece, &text);
                 self.echo_credit = (self.echo_credit + 1).min(ECHO_CREDIT);

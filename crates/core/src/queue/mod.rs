@@ -8,7 +8,8 @@
 //! answered (the waiter left, or its loop is closed) goes to the next; 4. waiters are called in the order in which they came,
 //! and keep their places until they are served; 5. the end is a flag beside the items: no full queue can lose it;
 //! 6. nothing of a caller's is dropped, and nobody is called, under the lock;
-//! 7. `put = taken + dropped + merged + discarded + size`, always.
+//! 7. `put = taken + dropped + merged + discarded + size`, always; 8. with gaps, what is handed out and what the gaps name is
+//! every number from 1 to that of the last offer, once and in order, but for what was discarded.
 //!
 //! On full: see [`Overflow`]. On close: items are still taken, then [`Pop::End`]; offers give the item back. On cancel:
 //! [`Queue::leave_put`] and [`Queue::leave_take`]; an item is taken by the one call that returns it, and by no wait.
@@ -47,10 +48,12 @@ pub trait Sleeper {
     fn wake(self) -> bool;
 }
 
-/// Items that may know how to become one.
-pub trait Join {
+/// Items that may know how to become one, and how to say that some are missing.
+pub trait Join: Sized {
     /// Takes `next` into itself, which follows it directly; false and unchanged where the two do not belong together.
     fn join(&mut self, next: &Self) -> bool;
+    /// What stands in the place of the offers `first` to `last`, counted from 1, that an overflow dropped.
+    fn gap(first: u64, last: u64) -> Self;
 }
 
 /// What became of an offer. What comes back is for the caller to drop.
@@ -98,6 +101,8 @@ pub struct Counts {
     pub refused: u64,
     /// The most that were in the queue at a time.
     pub peak: usize,
+    /// Gaps that were handed out, which count as no items.
+    pub gaps: u64,
 }
 
 struct State<T, W> {
@@ -108,12 +113,18 @@ struct State<T, W> {
     takers: Line<W>,
     putters: Line<W>,
     counts: Counts,
+    /// Runs of dropped offers that have yet to be told, by their first and last number.
+    missing: VecDeque<(u64, u64)>,
+    /// The number of whatever comes out next.
+    next: u64,
 }
 
 /// See the module.
 pub struct Queue<T, W> {
     capacity: usize,
     overflow: Overflow,
+    /// Whether drops leave gaps.
+    gaps: bool,
     state: Mutex<State<T, W>>,
 }
 
@@ -128,7 +139,7 @@ impl<T, W> State<T, W> {
         // At the end everybody has something to learn.
         let available = |there| if self.closed { usize::MAX } else { there };
         match side {
-            Side::Take => self.takers.due(available(self.items.len())),
+            Side::Take => self.takers.due(available(self.items.len() + self.missing.len())),
             Side::Put => self.putters.due(available(capacity.saturating_sub(self.items.len()))),
         }
     }
@@ -147,12 +158,32 @@ impl<T, W> State<T, W> {
     }
 
     fn remove_first(&mut self) -> Option<T> {
+        let item = self.items.pop_front()?;
         self.settled = self.settled.saturating_sub(1);
-        self.items.pop_front()
+        self.next += 1;
+        Some(item)
+    }
+
+    /// Notes that offer `number` was dropped.
+    fn miss(&mut self, number: u64) {
+        self.counts.dropped += 1;
+        match self.missing.back_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => self.missing.push_back((number, number)),
+        }
     }
 }
 
 impl<T: Join, W> State<T, W> {
+    /// The gap that comes out next, if one does.
+    fn take_gap(&mut self) -> Option<T> {
+        let (first, last) = *self.missing.front().filter(|(first, _)| *first == self.next)?;
+        self.missing.pop_front();
+        self.next = last + 1;
+        self.counts.gaps += 1;
+        Some(T::gap(first, last))
+    }
+
     /// Joins what can be joined. Each item is looked at once, however often the queue is full.
     fn compact(&mut self) -> Vec<T> {
         let mut left = Vec::new();
@@ -181,8 +212,17 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
             takers: Line::new(),
             putters: Line::new(),
             counts: Counts::default(),
+            missing: VecDeque::new(),
+            next: 1,
         };
-        Self { capacity: capacity.max(1), overflow, state: Mutex::new(state) }
+        Self { capacity: capacity.max(1), overflow, gaps: false, state: Mutex::new(state) }
+    }
+
+    /// The same, where each run of dropped items leaves one gap in its place, which takes no room.
+    #[must_use]
+    pub fn with_gaps(mut self) -> Self {
+        self.gaps = matches!(self.overflow, Overflow::DropOldest | Overflow::DropNewest);
+        self
     }
 
     /// How many items it holds at most.
@@ -213,12 +253,29 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
                 Overflow::Block | Overflow::Fail => return Offer::Full(item),
                 Overflow::DropNewest => {
                     state.counts.put += 1;
-                    state.counts.dropped += 1;
+                    let takers = if self.gaps {
+                        let number = state.counts.put;
+                        state.miss(number);
+                        state.due(Side::Take, self.capacity)
+                    } else {
+                        state.counts.dropped += 1;
+                        None
+                    };
+                    drop(state);
+                    self.call(Side::Take, takers);
                     return Offer::Dropped(item);
                 }
                 Overflow::DropOldest => {
+                    // Of the numbers that stand before the oldest item all were dropped: they are one run with it.
+                    let number = state.missing.front().map_or(state.next, |(_, last)| last + 1);
+                    let next = state.next;
                     let oldest = state.remove_first();
-                    state.counts.dropped += 1;
+                    if self.gaps {
+                        state.next = next;
+                        state.miss(number);
+                    } else {
+                        state.counts.dropped += 1;
+                    }
                     state.append(item);
                     oldest.map_or(Offer::Queued, Offer::Displaced)
                 }
@@ -252,6 +309,12 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
     /// Takes the oldest item; `place` is the caller's place among the consumers that wait, if it has one.
     pub fn take(&self, place: &mut Place) -> Pop<T> {
         let mut state = self.state.lock();
+        if let Some(gap) = state.take_gap() {
+            let asleep = state.takers.leave(place);
+            drop(state);
+            drop(asleep);
+            return Pop::Item(gap);
+        }
         let Some(item) = state.remove_first() else {
             if !state.closed {
                 return Pop::Empty;
@@ -273,7 +336,24 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
     /// Takes up to `max` items, at least one, into `out`, under one lock. True: there is nothing, and there will be nothing.
     pub fn take_many(&self, max: usize, out: &mut Vec<T>, place: &mut Place) -> bool {
         let mut state = self.state.lock();
-        let count = max.min(state.items.len());
+        let before = out.len();
+        while out.len() - before < max {
+            if let Some(gap) = state.take_gap() {
+                out.push(gap);
+                continue;
+            }
+            // Up to the next gap in one go.
+            let whole = state.missing.front().map_or(usize::MAX, |(first, _)| (*first - state.next) as usize);
+            let count = (max - (out.len() - before)).min(state.items.len()).min(whole);
+            if count == 0 {
+                break;
+            }
+            out.extend(state.items.drain(..count));
+            state.settled = state.settled.saturating_sub(count);
+            state.next += count as u64;
+            state.counts.taken += count as u64;
+        }
+        let count = out.len() - before;
         if count == 0 && !state.closed {
             return false;
         }
@@ -283,9 +363,6 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
             drop(asleep);
             return true;
         }
-        out.extend(state.items.drain(..count));
-        state.settled = state.settled.saturating_sub(count);
-        state.counts.taken += count as u64;
         let putters = state.due(Side::Put, self.capacity);
         drop(state);
         drop(asleep);
@@ -308,7 +385,7 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
     /// Has `who` called when there is an item or the end. False: there already is; look again.
     pub fn wait_take(&self, place: &mut Place, who: W) -> bool {
         let mut state = self.state.lock();
-        if state.closed || !state.items.is_empty() {
+        if state.closed || !state.items.is_empty() || !state.missing.is_empty() {
             return false;
         }
         let asleep = state.takers.wait(place, who);
@@ -358,6 +435,9 @@ impl<T: Join, W: Sleeper> Queue<T, W> {
         let mut state = self.state.lock();
         let items = std::mem::take(&mut state.items);
         state.settled = 0;
+        // Whoever throws the items away knows that they are gone: that is no gap.
+        state.missing.clear();
+        state.next = state.counts.put + 1;
         state.counts.discarded += items.len() as u64;
         let putters = state.due(Side::Put, self.capacity);
         drop(state);

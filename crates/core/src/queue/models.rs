@@ -10,9 +10,16 @@ use super::{Join, Offer, Overflow, Place, Pop, Queue, Sleeper};
 #[derive(Debug, PartialEq, Eq)]
 struct Number(u32);
 
+/// Stands for any gap.
+const GAP: u32 = 99;
+
 impl Join for Number {
     fn join(&mut self, _next: &Self) -> bool {
         false
+    }
+
+    fn gap(_first: u64, _last: u64) -> Self {
+        Number(GAP)
     }
 }
 
@@ -200,5 +207,24 @@ fn many_taken_at_once_meet_two_producers() {
         queue.close();
         queue.take_many(4, &mut taken, &mut Place::default());
         assert_eq!(taken.len(), 4);
+    });
+}
+
+/// Guards: in `wait_take`, `|| !state.missing.is_empty()`: the gap that follows the last item is somebody's.
+#[test]
+fn a_gap_meets_a_consumer_that_lies_down() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::new(1, Overflow::DropNewest).with_gaps());
+        let consumer = {
+            let queue = queue.clone();
+            thread::spawn(move || take(&queue, &mut Place::default(), &Bell::new()).unwrap())
+        };
+        for number in [1, 2] {
+            queue.put(Number(number), &mut Place::default());
+        }
+        let mine = take(&queue, &mut Place::default(), &Bell::new()).unwrap();
+        let mut taken = [mine, consumer.join().unwrap()];
+        taken.sort_unstable();
+        assert!(taken == [1, 2] || taken == [1, GAP], "{taken:?}");
     });
 }

@@ -7,6 +7,9 @@ use proptest::prelude::*;
 
 use super::{Join, Offer, Overflow, Place, Pop, Queue, Sleeper};
 
+/// From here on a number stands for a gap: 1000 times the first that is missing, and the last.
+const GAP: u32 = 1_000_000;
+
 /// Joins what has the same tens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Number(u32);
@@ -18,6 +21,10 @@ impl Join for Number {
             self.0 = self.0.max(next.0);
         }
         joins
+    }
+
+    fn gap(first: u64, last: u64) -> Self {
+        Self(GAP + 1000 * first as u32 + last as u32)
     }
 }
 
@@ -282,4 +289,69 @@ proptest! {
             prop_assert!(counts.peak <= capacity);
         }
     }
+}
+
+proptest! {
+    #[test]
+    fn invariant_8_items_and_gaps_are_every_number(
+        capacity in 1..5_usize,
+        oldest in any::<bool>(),
+        steps in prop::collection::vec(step(), 0..80),
+    ) {
+        let overflow = if oldest { Overflow::DropOldest } else { Overflow::DropNewest };
+        let queue = Queue::<Number, Called>::new(capacity, overflow).with_gaps();
+        let (mut offered, mut out, mut missing) = (0_u32, Vec::new(), 0_u64);
+        for step in steps {
+            match step {
+                Step::Put(_) => {
+                    offered += 1;
+                    queue.put(Number(offered), &mut Place::default());
+                }
+                Step::Take => {
+                    if let Pop::Item(number) = queue.take(&mut Place::default()) {
+                        out.push(number);
+                    }
+                }
+                Step::TakeMany(max) => {
+                    let before = out.len();
+                    queue.take_many(max, &mut out, &mut Place::default());
+                    prop_assert!(out.len() - before <= max);
+                }
+                Step::Clear | Step::Close => {}
+            }
+        }
+        queue.close();
+        queue.take_many(usize::MAX, &mut out, &mut Place::default());
+        let mut next = 1;
+        for Number(number) in out {
+            if number < GAP {
+                prop_assert_eq!(number, next);
+                next += 1;
+            } else {
+                let (first, last) = ((number - GAP) / 1000, (number - GAP) % 1000);
+                prop_assert!(first == next && last >= first, "{first} to {last} where {next} is due");
+                missing += u64::from(last - first + 1);
+                next = last + 1;
+            }
+        }
+        prop_assert_eq!(next, offered + 1);
+        prop_assert_eq!(queue.counts().dropped, missing);
+        prop_assert_eq!(queue.counts().taken + missing, u64::from(offered));
+    }
+}
+
+/// Guards: in `put`, `state.due` after `miss`: a gap that follows the last item calls one more consumer.
+#[test]
+fn invariant_3_a_gap_calls_a_consumer_too() {
+    let calls = Arc::new(StdMutex::new(Vec::new()));
+    let queue = Queue::new(1, Overflow::DropNewest).with_gaps();
+    let mut places: Vec<_> = (0..2).map(|_| Place::default()).collect();
+    for (who, place) in places.iter_mut().enumerate() {
+        assert!(queue.wait_take(place, Called { who, calls: calls.clone(), alive: true }));
+    }
+    queue.put(Number(1), &mut Place::default());
+    queue.put(Number(2), &mut Place::default());
+    assert_eq!(*calls.lock().unwrap(), [0, 1]);
+    assert_eq!(queue.take(&mut places[0]), Pop::Item(Number(1)));
+    assert_eq!(queue.take(&mut places[1]), Pop::Item(Number(GAP + 2002)));
 }

@@ -1,9 +1,10 @@
 //! Merging: neighbouring deltas of one kind, id, turn and round become one, with the last one's seq and time.
 
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use super::Item;
-use crate::event::{Event, Payload};
+use crate::event::{Event, Payload, Text};
 
 /// Puts `event` into the last item of `out[from..]` if the two are deltas that may merge; else leaves `out` alone.
 pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
@@ -21,16 +22,35 @@ pub fn merge(out: &mut [Item], from: usize, event: &Event) -> bool {
 /// Puts the text of `event` behind that of `whole`, which takes its seq and time; false where they are not deltas of one
 /// kind.
 pub fn extend(whole: &mut Event, event: &Event) -> bool {
-    match (&mut whole.payload, &event.payload) {
-        (Payload::TextDelta(whole), Payload::TextDelta(piece)) => whole.text.push_str(&piece.text),
-        (Payload::ReasoningDelta(whole), Payload::ReasoningDelta(piece)) => whole.text.push_str(&piece.text),
-        (Payload::RefusalDelta(whole), Payload::RefusalDelta(piece)) => whole.text.push_str(&piece.text),
-        (Payload::ToolCallDelta(whole), Payload::ToolCallDelta(piece)) => whole.text.push_str(&piece.text),
-        (Payload::ToolOutputDelta(whole), Payload::ToolOutputDelta(piece)) => whole.text.push_str(&piece.text),
-        _ => return false,
+    if discriminant(&whole.payload) != discriminant(&event.payload) {
+        return false;
     }
+    let (Some(text), Some(piece)) = (text_mut(&mut whole.payload), text(&event.payload)) else { return false };
+    text.push_str(piece);
     (whole.seq, whole.time) = (event.seq, event.time);
     true
+}
+
+macro_rules! delta_text {
+    ($payload:ident, $ref:tt $($mut:tt)?) => {
+        match $payload {
+            Payload::TextDelta(delta) => Some($ref $($mut)? delta.text),
+            Payload::ReasoningDelta(delta) => Some($ref $($mut)? delta.text),
+            Payload::RefusalDelta(delta) => Some($ref $($mut)? delta.text),
+            Payload::ToolCallDelta(delta) => Some($ref $($mut)? delta.text),
+            Payload::ToolOutputDelta(delta) => Some($ref $($mut)? delta.text),
+            _ => None,
+        }
+    };
+}
+
+/// A delta's text.
+pub(super) fn text(payload: &Payload) -> Option<&Text> {
+    delta_text!(payload, &)
+}
+
+pub(super) fn text_mut(payload: &mut Payload) -> Option<&mut Text> {
+    delta_text!(payload, &mut)
 }
 
 /// Whether both are deltas of one kind and id, in one round of one session.

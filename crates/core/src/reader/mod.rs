@@ -7,12 +7,14 @@
 //! `session_end`.
 
 mod cursor;
+mod join;
 mod merge;
 
 use std::sync::Arc;
 use std::task::Waker;
 
 pub use cursor::{Cursor, CursorError};
+pub use join::{Joined, join};
 pub use merge::{belong_together, extend, merge};
 
 use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};

@@ -21,6 +21,14 @@ pub struct Entry {
     pub frame: OnceLock<Bytes>,
 }
 
+impl Entry {
+    /// Puts an event where it stays: from here on nothing copies it.
+    #[inline]
+    pub(crate) fn new(event: Event) -> Arc<Self> {
+        Arc::new(Self { event, frame: OnceLock::new() })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) entries: VecDeque<Arc<Entry>>,
@@ -40,11 +48,13 @@ impl Log {
         Self { entries: VecDeque::new(), head: 0, trimmed: 0, base: State::default(), bytes: 0, spent: 0, evicted: 0 }
     }
 
-    pub(crate) fn append(&mut self, event: Event) {
-        debug_assert_eq!(event.seq, self.head + 1, "seq is dense");
-        self.head = event.seq;
-        self.bytes += event.size() + size_of::<Entry>();
-        self.entries.push_back(Arc::new(Entry { event, frame: OnceLock::new() }));
+    /// Returns the entry's seq.
+    pub(crate) fn append(&mut self, entry: Arc<Entry>) -> u64 {
+        debug_assert_eq!(entry.event.seq, self.head + 1, "seq is dense");
+        self.head = entry.event.seq;
+        self.bytes += entry.event.size() + size_of::<Entry>();
+        self.entries.push_back(entry);
+        self.head
     }
 
     /// `count` more deltas are covered by their final event.
@@ -115,7 +125,7 @@ mod tests {
         assert!(log.entries.front().is_none(), "an empty log has no bounds");
         for (seq, time) in [(1, 1000), (2, 1050), (3, 1100)] {
             let (payload, _) = Payload::from_json("progress", r#"{"stage":"s"}"#).unwrap();
-            log.append(Event { seq, time, context: Arc::new(Context::default()), payload, extra: None });
+            log.append(Entry::new(Event { seq, time, context: Arc::new(Context::default()), payload, extra: None }));
         }
         log.evict(&limits, 1100, |_| false);
         assert_eq!((log.entries.len(), log.trimmed), (3, 0));

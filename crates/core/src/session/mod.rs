@@ -29,7 +29,7 @@ use log::Log;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
 pub use turn::{Ending, Started, TurnOptions};
 
-use crate::event::{Context, Json, Payload, PayloadError, Status};
+use crate::event::{Class, Context, Json, Payload, PayloadError, Status};
 use crate::sync::{AtomicU64, Mutex};
 
 /// How much a session keeps, and how much all sessions of a hub keep together.
@@ -137,11 +137,28 @@ pub struct Statistics {
     pub bytes: u64,
     /// Readers open now.
     pub readers: u64,
+    /// Calls of subscribers that raised.
+    pub subscriber_failures: u64,
 }
 
 /// Unix time in milliseconds.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
+
+/// How old the kernel's last tick can be: 100 of them a second at the least.
+const TICK_MS: u64 = 10;
+
+/// Unix time in milliseconds as of the kernel's last tick: mostly up to 4 ms old, and a fifth of the price (21 ns; 4).
+#[cfg(target_os = "linux")]
+fn tick_ms() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    time.tv_sec.cast_unsigned() * 1000 + time.tv_nsec.cast_unsigned() / 1_000_000
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tick_ms() -> u64 {
+    now_ms()
 }
 
 /// How far a reader that paces the producer has come.
@@ -166,6 +183,8 @@ pub(crate) struct Inner {
     cancelling: Option<Box<dyn FnOnce() + Send>>,
     clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
     statistics: Statistics,
+    /// `subscriber_failures` when the running turn began.
+    failures_before: u64,
     now: u64,
     /// When the newest event came that is no warning of a stall.
     progressed: u64,
@@ -241,6 +260,7 @@ impl Session {
                 cancelling: None,
                 clients: Vec::new(),
                 statistics: Statistics::default(),
+                failures_before: 0,
                 now: 0,
                 progressed: 0,
                 stalled: false,
@@ -272,9 +292,14 @@ impl Session {
 
     /// Runs `change` under the lock and wakes whoever waited, after it.
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        self.change_at(now_ms(), change)
+    }
+
+    fn change_at<T>(&self, now: u64, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.inner.lock();
         let before = inner.log.head;
-        inner.now = now_ms();
+        // The tick may be behind an exact time that was taken before it. What is further behind, somebody has set.
+        inner.now = if inner.now.wrapping_sub(now) <= TICK_MS { inner.now } else { now };
         let result = change(&mut inner);
         let changed = inner.log.head != before || inner.closed;
         let waiters = if changed && !inner.waiters.is_empty() { inner.take_waiters() } else { Vec::new() };
@@ -301,28 +326,48 @@ impl Session {
         })
     }
 
-    /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken.
-    pub fn emit_all(&self, turn: u32, payloads: impl Iterator<Item = Payload>) -> Result<usize, SessionError> {
+    /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken; none is left.
+    pub fn emit_all(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
         if self.redact.is_some() {
-            // The hook must not run under the lock.
-            let stored: Vec<_> = payloads.filter_map(|payload| self.redacted(payload, None)).collect();
-            return self.append_all(turn, stored.into_iter());
+            return self.emit_redacted(turn, payloads);
         }
-        self.append_all(turn, payloads.map(|payload| (payload, None)))
+        // A delta's time is the last tick's: nobody sets a watch by it.
+        let deltas = payloads.iter().all(|payload| payload.class() == Class::Delta);
+        let emitted = self.change_at(if deltas { tick_ms() } else { now_ms() }, |inner| {
+            let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
+            // From the back, and a delta is looked at where it lies: it is copied once, to where it stays. A copy on the
+            // way is read in other widths than it was written, and waits for that (20 ns of a delta's 240).
+            payloads.reverse();
+            while let (Ok(count), Some(last)) = (&mut emitted, payloads.last_mut()) {
+                let delta = last.class() == Class::Delta;
+                let taken = !delta || inner.takes_delta(turn, last);
+                let payload = payloads.swap_remove(payloads.len() - 1);
+                if !taken {
+                    drop(payload);
+                } else if delta {
+                    inner.push_delta(turn, payload, None);
+                } else if let Err(error) = inner.admit(&self.id, turn, payload, None) {
+                    emitted = Err(error);
+                    continue;
+                }
+                *count += 1;
+            }
+            inner.settle();
+            emitted
+        });
+        payloads.clear();
+        emitted
     }
 
-    fn append_all(&self, turn: u32, payloads: impl Iterator<Item = (Payload, Option<Json>)>) -> Result<usize, SessionError> {
+    /// [`Self::emit_all`] where a hook must see them first, which it does before the lock.
+    fn emit_redacted(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
+        let stored: Vec<_> = payloads.drain(..).filter_map(|payload| self.redacted(payload, None)).collect();
         self.change(|inner| {
-            let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
-            for (payload, extra) in payloads {
-                match &mut emitted {
-                    Ok(count) => match inner.admit(&self.id, turn, payload, extra) {
-                        Ok(_) => *count += 1,
-                        Err(error) => emitted = Err(error),
-                    },
-                    Err(_) => break,
-                }
-            }
+            let emitted = inner.enter(&self.id, Some(turn)).and_then(|turn| {
+                let count = stored.len();
+                stored.into_iter().try_for_each(|(payload, extra)| inner.admit(&self.id, turn, payload, extra).map(drop))?;
+                Ok(count)
+            });
             inner.settle();
             emitted
         })
@@ -398,6 +443,16 @@ impl Session {
             inner.pace_waiters.push(waker.clone());
         }
         free
+    }
+
+    /// Forgets a waker of [`Self::may_produce`].
+    pub fn leave_producers(&self, waker: &Waker) {
+        self.inner.lock().pace_waiters.retain(|known| !known.will_wake(waker));
+    }
+
+    /// Counts a call of a subscriber that raised: the running turn's completion says how many there were.
+    pub fn count_failure(&self) {
+        self.inner.lock().statistics.subscriber_failures += 1;
     }
 
     pub(crate) fn join_pace(&self, pace: Arc<Pace>) {
@@ -562,6 +617,7 @@ impl Session {
         });
         json(&mut out, "error", error.or_else(|| inner.state.error.as_ref().map(|(_, error)| error.clone())));
         number(&mut out, "readers", Some(readers as u64));
+        number(&mut out, "subscriber_failures", Some(inner.statistics.subscriber_failures));
         number(&mut out, "started", inner.state.started);
         number(&mut out, "updated", inner.state.updated);
         object(out)

@@ -74,6 +74,7 @@ impl Session {
             }
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
+            inner.failures_before = inner.statistics.subscriber_failures;
             inner.set_backend(backend.as_deref().map(Into::into));
             inner.push(start.into(), None, turn);
             inner.settle();
@@ -195,6 +196,7 @@ impl Inner {
             Status::Cancelled => Some("interrupted".into()),
             Status::Completed => None,
         });
+        let failures = self.statistics.subscriber_failures - self.failures_before;
         let completion = Completion {
             status,
             reason,
@@ -202,6 +204,7 @@ impl Inner {
             text: self.state.answer().into(),
             error: if matches!(status, Status::Failed | Status::Incomplete) { error } else { None },
             events: self.state.events + 1,
+            subscriber_failures: (failures > 0).then_some(failures),
         };
         self.push(Payload::from(completion), None, turn)
     }
