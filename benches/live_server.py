@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 import uvloop
@@ -26,7 +26,13 @@ JSON = json.dumps({**_EVENT, "name": "tick", "data": "hello hello"}, separators=
 FRAME = f"id: abcdefgh.1000\nevent: custom\ndata: {JSON}\n\n".encode()
 PATH = "/sessions/s/events"
 
+T = TypeVar("T")
 Contender = tuple[Any, Callable[[], object], str]
+
+
+def to_all(queues: set[asyncio.Queue[T]], item: T) -> None:
+    for queue in queues:
+        queue.put_nowait(item)
 
 
 def turnstream() -> Contender:
@@ -48,7 +54,7 @@ def bare() -> Contender:
         while True:
             await send({"type": "http.response.body", "body": await queue.get(), "more_body": True})
 
-    return application, lambda: [queue.put_nowait(FRAME) for queue in queues], "ready-made bytes, one queue a client"
+    return application, lambda: to_all(queues, FRAME), "ready-made bytes, one queue a client"
 
 
 def sse_starlette() -> Contender:
@@ -69,7 +75,7 @@ def sse_starlette() -> Contender:
         return EventSourceResponse(follow(), sep="\n")
 
     application = Starlette(routes=[Route(PATH, events)])
-    return application, lambda: [queue.put_nowait(JSON) for queue in queues], f"{version('sse-starlette')}"
+    return application, lambda: to_all(queues, JSON), f"{version('sse-starlette')}"
 
 
 def fastapi_sse() -> Contender:
@@ -86,7 +92,7 @@ def fastapi_sse() -> Contender:
         while True:
             yield ServerSentEvent(raw_data=await queue.get(), event="custom", id="abcdefgh.1000")
 
-    return application, lambda: [queue.put_nowait(JSON) for queue in queues], f"fastapi {version('fastapi')}"
+    return application, lambda: to_all(queues, JSON), f"fastapi {version('fastapi')}"
 
 
 async def main(kind: str) -> None:
