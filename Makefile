@@ -18,8 +18,8 @@ CARGO_DENY := target/tools/bin/cargo-deny
 STEP       := .ci/step
 PIP        := $(BIN)/python -m pip install
 
-.PHONY: help demo build test lint bench pins clean \
-        rust-format rust-lint rust-test rust-doctest rust-deny python-format python-lint wheel stubtest types verify-types python-test
+.PHONY: help demo build test lint bench soak soak-stores asan pins clean \
+        rust-format rust-lint rust-test rust-doctest rust-loom rust-deny python-format python-lint wheel stubtest types verify-types python-test
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -49,6 +49,11 @@ target/.system: .ci/system-packages
 	@$(STEP) install-system .ci/system-packages
 	@mkdir -p target && touch $@
 
+# The released clients that tests drive. npm writes the file last, so it is its own stamp.
+NODE_MODULES := tests/js/node_modules/.package-lock.json
+$(NODE_MODULES): tests/js/package-lock.json target/.system
+	@$(STEP) install-node .ci/node-modules tests/js
+
 # Unoptimised: built in a minute, and fast enough for the few hundred packages it looks at.
 $(CARGO_DENY):
 	@$(STEP) install-cargo-deny cargo install --quiet --locked --debug cargo-deny@0.20.2 --root target/tools --target-dir target/tools/build
@@ -63,7 +68,7 @@ demo: build ## the demo on http://127.0.0.1:8000
 	@echo "turnstream: the demo is at http://127.0.0.1:8000 (Ctrl-C ends it)"
 	@exec $(BIN)/turnstream demo
 
-test: lint rust-test rust-doctest rust-deny wheel stubtest types verify-types python-test ## every test, lint and type check
+test: lint rust-test rust-doctest rust-loom rust-deny wheel stubtest types verify-types python-test ## every test, lint and type check
 
 lint: rust-format rust-lint python-format python-lint ## formats and lints alone
 
@@ -72,6 +77,18 @@ bench: $(VENV)/.bench .venv-litellm/.stamp ## every ratio, against a release bui
 	$(BIN)/maturin build --quiet --release --out target/wheels
 	$(PIP) --force-reinstall --no-deps target/wheels/*.whl
 	$(BIN)/python -m benches
+
+soak: build ## ten million events: does anything stay?
+	$(BIN)/python -m benches.soak
+
+# The sanitizer is rustc's own, and still behind a nightly flag. `--target` keeps it out of the build scripts.
+ASAN_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+asan: ## the core's tests under AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+	  cargo test --quiet --locked -p turnstream-core --lib --tests --target $(ASAN_TARGET)
+
+soak-stores: wheel ## a writer killed 300 times at random moments
+	TURNSTREAM_KILLS=300 $(BIN)/python -m pytest tests/test_stores.py -k killed
 
 pins: ## resolves requirements/*.in anew into exact versions
 	@.ci/setup $(PYTHON) target/pins
@@ -83,7 +100,7 @@ pins: ## resolves requirements/*.in anew into exact versions
 
 clean: ## removes what was built, environments included
 	cargo clean
-	rm -rf $(VENV) .venv-litellm .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm tests/js/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # --- the steps of `make test`; each leaves target/logs/<step>.log -------------------------------------------------------
 
@@ -105,6 +122,11 @@ endif
 
 rust-doctest:
 	@$(STEP) $@ cargo test --quiet --workspace --locked --doc
+
+# Every interleaving of a few threads, with at most four preemptions each: 2 s after the build; without the bound 30 s.
+rust-loom:
+	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-4} \
+	  $(STEP) $@ cargo test --quiet --locked -p turnstream-core --lib models::
 
 # Not `advisories`: it fetches its database, and a new entry there would fail an unchanged tree.
 rust-deny: $(CARGO_DENY)
@@ -132,5 +154,5 @@ types: wheel
 verify-types: wheel
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(STEP) $@ pyright --verifytypes turnstream --ignoreexternal
 
-python-test: wheel target/.system
+python-test: wheel target/.system $(NODE_MODULES)
 	@$(STEP) $@ $(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""From a thread to a loop: one thread puts, one task takes, and the queue holds at most 1,000 items.
+"""From a thread to a loop, and back: one side puts, the other takes, and the queue holds at most 1,000 items.
 
 A round is over when the last item has been taken; the clock runs from the start of the thread. Wall time decides, since
 two threads work; CPU stands beside it.
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import aiologic
 import culsans
 import janus
 
@@ -101,6 +102,19 @@ def crossing(scale: Scale) -> Iterator[Group]:
         queue: janus.Queue[Any] = janus.Queue(maxsize=MAXSIZE)
         return putting(queue.sync_q.put), taking(queue.async_q.get)
 
+    def with_aiologic() -> tuple[Produce, Consume]:
+        queue: aiologic.Queue[Any] = aiologic.Queue(MAXSIZE)
+        return putting(queue.green_put), taking(queue.async_get)
+
+    def call_soon() -> tuple[Produce, Consume]:
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        event_loop = asyncio.get_running_loop()
+
+        def put(item: object) -> None:
+            event_loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        return putting(put), taking(queue.get)
+
     with asyncio.Runner() as loop:
 
         def future_into_py() -> Side | Absent:
@@ -137,11 +151,15 @@ def crossing(scale: Scale) -> Iterator[Group]:
                 ),
                 side("culsans", "sync_q.put, await async_q.get()", items, loop, with_culsans),
                 side("janus", "sync_q.put, await async_q.get()", items, loop, with_janus),
+                side("aiologic", "green_put, await async_get()", items, loop, with_aiologic),
+                side("call_soon_threadsafe", "asyncio.Queue.put_nowait, await get(); no bound", items, loop, call_soon),
                 future_into_py(),
             ],
             [
                 Line("Thread → loop, EventQueue, against culsans", "culsans", "EventQueue", at_least(5)),
                 Line("… against janus", "janus", "EventQueue", at_least(15)),
+                Line("… against aiologic", "aiologic", "EventQueue"),
+                Line("… against `call_soon_threadsafe`", "call_soon_threadsafe", "EventQueue", at_least(5)),
                 Line("… against `future_into_py`", "future_into_py", "EventQueue", at_least(100)),
                 Line("… `await aget()`, against culsans", "culsans", "EventQueue.aget"),
                 Line("Thread → loop, emitter → log → reader, against culsans", "culsans", "emitter → reader"),
@@ -152,4 +170,76 @@ def crossing(scale: Scale) -> Iterator[Group]:
         )
 
 
-GROUPS = {"crossing": crossing}
+@contextmanager
+def returning(scale: Scale) -> Iterator[Group]:
+    """Loop → thread: a task puts, a thread takes."""
+    items = scale.items(ITEMS)
+
+    def side(name: str, does: str, make: Callable[[], tuple[Callable[[], Awaitable[None]], Callable[[], int]]]) -> Side:
+        async def cross() -> None:
+            produce, consume = make()
+            taken: list[int] = []
+            thread = threading.Thread(target=lambda: taken.append(consume()), daemon=True)
+            thread.start()
+            await produce()
+            await asyncio.to_thread(thread.join, 30)
+            if taken != [items]:
+                raise AssertionError(f"{name} gave {taken} of {items} items")
+
+        return Side(name, does, lambda: timed(lambda: loop.run(cross()), items))
+
+    def putting(
+        put: Callable[[Any], Awaitable[Any]], then: Callable[[], object] | None = None
+    ) -> Callable[[], Awaitable[None]]:
+        async def produce() -> None:
+            for _ in range(items):
+                await put(ITEM)
+            if then is not None:
+                then()
+
+        return produce
+
+    def taking(get: Callable[[], Any]) -> Callable[[], int]:
+        def consume() -> int:
+            for _ in range(items):
+                get()
+            return items
+
+        return consume
+
+    def ours() -> tuple[Callable[[], Awaitable[None]], Callable[[], int]]:
+        queue: ts.EventQueue[Any] = ts.EventQueue(maxsize=MAXSIZE)
+        return putting(queue.aput, queue.close), lambda: sum(1 for _ in queue)
+
+    def with_culsans() -> tuple[Callable[[], Awaitable[None]], Callable[[], int]]:
+        queue: culsans.Queue[Any] = culsans.Queue(maxsize=MAXSIZE)
+        return putting(queue.async_q.put), taking(queue.sync_q.get)
+
+    def with_janus() -> tuple[Callable[[], Awaitable[None]], Callable[[], int]]:
+        queue: janus.Queue[Any] = janus.Queue(maxsize=MAXSIZE)
+        return putting(queue.async_q.put), taking(queue.sync_q.get)
+
+    def with_aiologic() -> tuple[Callable[[], Awaitable[None]], Callable[[], int]]:
+        queue: aiologic.Queue[Any] = aiologic.Queue(MAXSIZE)
+        return putting(queue.async_put), taking(queue.green_get)
+
+    with asyncio.Runner() as loop:
+        yield Group(
+            f"loop → thread, {items} items, at most {MAXSIZE} waiting",
+            {"wall": "µs per item", "cpu": "µs CPU per item"},
+            [
+                side("EventQueue", "await aput, for item in queue", ours),
+                side("culsans", "await async_q.put, sync_q.get", with_culsans),
+                side("janus", "await async_q.put, sync_q.get", with_janus),
+                side("aiologic", "await async_put, green_get", with_aiologic),
+            ],
+            [
+                Line("Loop → thread, EventQueue, against culsans", "culsans", "EventQueue"),
+                Line("… against janus", "janus", "EventQueue"),
+                Line("… against aiologic", "aiologic", "EventQueue"),
+            ],
+            scale.rounds(7),
+        )
+
+
+GROUPS = {"crossing": crossing, "returning": returning}

@@ -77,6 +77,20 @@ def anthropic_sdk(pieces: list[bytes], chunks: int) -> Side:
     return Side("anthropic SDK", f"{anthropic.__version__}, sync client: event objects, unread", repeated(run, chunks))
 
 
+def responses_sdk(pieces: list[bytes], chunks: int) -> Side:
+    import httpx2
+    import openai
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=HEADERS, content=iter(pieces)))
+    client = openai.OpenAI(api_key="-", http_client=httpx2.Client(transport=transport))
+
+    def run() -> None:
+        for _ in client.responses.create(model="gpt-4.1", input="Go on.", stream=True):
+            pass
+
+    return Side("openai SDK", f"{openai.__version__}, sync client: event objects, unread", repeated(run, chunks))
+
+
 def pydantic_ai(pieces: list[bytes], chunks: int, stack: ExitStack) -> Side | Absent:
     try:
         import pydantic_ai as package
@@ -276,6 +290,19 @@ def anthropic(scale: Scale) -> Iterator[Group]:
 
 
 @contextmanager
+def responses(scale: Scale) -> Iterator[Group]:
+    chunks = scale.items(CHUNKS)
+    events = streams.openai_responses(chunks)
+    yield Group(
+        f"OpenAI responses, {chunks} deltas of {sum(map(len, events)) // len(events)} bytes, one event a read",
+        {"cpu": "µs CPU per delta"},
+        [ours("openai-responses", events, chunks), responses_sdk(events, chunks)],
+        [Line("OpenAI responses → log → SSE, against the openai SDK", "openai SDK", "turnstream", at_least(50))],
+        scale.rounds(11),
+    )
+
+
+@contextmanager
 def objects(scale: Scale) -> Iterator[Group]:
     """Both sides end with the answer's text joined in Python; the other side parses JSON and normalises nothing."""
     import httpx
@@ -339,5 +366,6 @@ GROUPS = {
     "normalize-parsed": openai_chat_parsed,
     "relay": relay,
     "normalize-anthropic": anthropic,
+    "normalize-responses": responses,
     "objects": objects,
 }

@@ -46,8 +46,9 @@ def ready(scale: Scale) -> Iterator[Group]:
         async def in_batches(reader: Any) -> int:
             seen = 0
             async for batch in reader.batches(64):
+                seen += len(batch)
                 for _ in batch:
-                    seen += 1
+                    pass
             return seen
 
         async def got(queue: asyncio.Queue[Any]) -> int:
@@ -79,6 +80,7 @@ def ready(scale: Scale) -> Iterator[Group]:
                 side("EventQueue", "async for; objects that exist", each, filled_ours)
                 if hasattr(ts, "EventQueue")
                 else Absent("EventQueue", "no EventQueue in this build"),
+                side("EventQueue.batches(64)", "the same in lists of 64", in_batches, filled_ours),
                 side("asyncio.Queue", "await queue.get(); objects that exist", got, filled),
             ],
             [
@@ -90,6 +92,7 @@ def ready(scale: Scale) -> Iterator[Group]:
                 ),
                 Line("… in batches of 64", "asyncio.Queue", "reader.batches(64)", at_least(2)),
                 Line("… EventQueue", "asyncio.Queue", "EventQueue", at_least(2)),
+                Line("… EventQueue in batches of 64", "asyncio.Queue", "EventQueue.batches(64)", at_least(15)),
             ],
             scale.rounds(11),
         )

@@ -103,6 +103,73 @@ def anthropic(count: int) -> list[bytes]:
     ]
 
 
+def openai_responses(count: int) -> list[bytes]:
+    """One response of one message with `count` text deltas, as api.openai.com sends it. One event an item."""
+    choose = random.Random(13)
+    item = "msg_68af2a1c4b8c81a0b5f0c9f7a3e1d2b40a9c8e7d6f5b4a39"
+    numbers = iter(range(count + 10))
+
+    def event(kind: str, **fields: object) -> bytes:
+        return b"event: " + kind.encode() + b"\n" + _data({"type": kind, "sequence_number": next(numbers), **fields})
+
+    def response(status: str, **fields: object) -> dict[str, object]:
+        return {
+            "id": "resp_68af2a1b9d5881a0a3d7c6b5e4f3021109a8b7c6d5e4f302",
+            "object": "response",
+            "created_at": 1756309019,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "max_output_tokens": None,
+            "model": "gpt-4.1-2025-04-14",
+            "output": [],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": None,
+            **fields,
+        }
+
+    def part(text: str) -> dict[str, object]:
+        return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+
+    def message(status: str, *content: object) -> dict[str, object]:
+        return {"id": item, "type": "message", "status": status, "content": list(content), "role": "assistant"}
+
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    place = {"item_id": item, "output_index": 0, "content_index": 0}
+    text = "".join(tokens(count))
+    usage = {
+        "input_tokens": 57,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": count,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 57 + count,
+    }
+    whole = message("completed", part(text))
+    return [
+        event("response.created", response=response("in_progress")),
+        event("response.in_progress", response=response("in_progress")),
+        event("response.output_item.added", output_index=0, item=message("in_progress")),
+        event("response.content_part.added", **place, part=part("")),
+        *(
+            event(
+                "response.output_text.delta",
+                **place,
+                delta=token,
+                logprobs=[],
+                obfuscation="".join(choose.choices(letters, k=choose.randint(2, 14))),
+            )
+            for token in tokens(count)
+        ),
+        event("response.output_text.done", **place, text=text, logprobs=[]),
+        event("response.content_part.done", **place, part=part(text)),
+        event("response.output_item.done", output_index=0, item=whole),
+        event("response.completed", response=response("completed", output=[whole], usage=usage)),
+    ]
+
+
 def pieces(events: list[bytes], size: int | None) -> list[bytes]:
     """The stream as a socket gives it: one event a read (`None`), or reads of `size` bytes that know no event's end."""
     if size is None:

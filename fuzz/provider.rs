@@ -14,8 +14,8 @@ const PER_BYTE: usize = 40;
 /// And what an empty stream may cost.
 const AT_LEAST: usize = 16 << 10;
 
-fn read<'a>(provider: &str, strict: bool, chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Payload>, Result<(), ProtocolError>) {
-    let mut normalizer = Normalizer::new(provider, Options { strict, ..Options::default() }).expect("a known provider");
+fn read<'a>(provider: &str, how: &Options, chunks: impl Iterator<Item = &'a [u8]>) -> (Vec<Payload>, Result<(), ProtocolError>) {
+    let mut normalizer = Normalizer::new(provider, how.clone()).expect("a known provider");
     let mut events = Vec::new();
     for chunk in chunks {
         let _ = normalizer.feed(chunk);
@@ -61,9 +61,11 @@ fn check(events: &[Payload]) {
 /// One input, read by `provider`.
 pub fn run(provider: &str, input: &[u8]) {
     let (seed, bytes) = split::seed(input);
-    for strict in [false, true] {
-        let whole = read(provider, strict, std::iter::once(bytes));
-        assert_eq!(read(provider, strict, split::chunks(seed, bytes)), whole);
+    let strict = Options { strict: true, ..Options::default() };
+    let text_tools = Options { text_tools: true, ..Options::default() };
+    for how in [Options::default(), strict, text_tools] {
+        let whole = read(provider, &how, std::iter::once(bytes));
+        assert_eq!(read(provider, &how, split::chunks(seed, bytes)), whole);
         check(&whole.0);
         let size: usize = whole.0.iter().map(|event| size_of::<Payload>() + event.heap()).sum();
         assert!(size <= AT_LEAST + PER_BYTE * bytes.len(), "{size} bytes of events from {} of input", bytes.len());

@@ -5,7 +5,7 @@
 //! would need the interpreter at the worst of times; it serves only the loops that have no `add_reader`.
 //!
 //! Invariants: 1. futures are made, held, completed and dropped on the loop's thread only; 2. a ring that comes while
-//! the callback runs is not lost: `rung` is cleared before the list is taken; 3. after a fork nothing is rung; 4. no ring
+//! the callback runs is not lost (the core's `bell` has the order, and its proof); 3. after a fork nothing is rung; 4. no ring
 //! needs the interpreter once it is going.
 
 use std::cell::RefCell;
@@ -21,6 +21,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::{PyTraverseError, PyVisit};
 use rustix::fd::{AsRawFd, OwnedFd};
+use turnstream_core::bell::Calls;
 
 /// Rises in the child of each fork: what was made before it must not be used there.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -69,8 +70,7 @@ struct Rope {
     write: OwnedFd,
     /// A weak reference to the bell, where the loop watches no descriptors.
     bell: OnceLock<Py<PyAny>>,
-    rung: AtomicBool,
-    ready: Mutex<Vec<u64>>,
+    calls: Calls,
     made: u32,
 }
 
@@ -79,8 +79,8 @@ impl Rope {
     fn new() -> std::io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
         let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let (bell, rung, ready) = (OnceLock::new(), AtomicBool::new(false), Mutex::default());
-        Ok(Self { descriptor, bell, rung, ready, made: generation() })
+        let (bell, calls) = (OnceLock::new(), Calls::default());
+        Ok(Self { descriptor, bell, calls, made: generation() })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -90,8 +90,8 @@ impl Rope {
             rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(end, true)?;
         }
-        let (bell, rung, ready) = (OnceLock::new(), AtomicBool::new(false), Mutex::default());
-        Ok(Self { descriptor, write, bell, rung, ready, made: generation() })
+        let (bell, calls) = (OnceLock::new(), Calls::default());
+        Ok(Self { descriptor, write, bell, calls, made: generation() })
     }
 
     /// The way to a loop that watches no descriptors. A loop that was closed meanwhile has nobody to wake.
@@ -105,10 +105,8 @@ impl Rope {
         let _: Option<Option<PyResult<()>>> = before_exit(|| Python::try_attach(call));
     }
 
-    fn ring(&self) {
-        // AcqRel: pairs with the swap in `answer`, so that whoever finds the bell already rung knows that the callback
-        // has yet to take the list.
-        if self.made != generation() || self.rung.swap(true, Ordering::AcqRel) {
+    fn call(&self, number: u64) {
+        if self.made != generation() || !self.calls.call(number) {
             return;
         }
         if let Some(bell) = self.bell.get() {
@@ -144,8 +142,7 @@ impl Wake for Parking {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rope.ready.lock().push(self.number);
-        self.rope.ring();
+        self.rope.call(self.number);
     }
 }
 
@@ -248,9 +245,7 @@ impl Bell {
     fn answer(&self, py: Python<'_>) -> PyResult<()> {
         let mut count = [0_u8; 64];
         let _ = rustix::io::read(&self.rope.descriptor, &mut count);
-        self.rope.rung.swap(false, Ordering::AcqRel);
-        let ready = std::mem::take(&mut *self.rope.ready.lock());
-        for number in ready {
+        for number in self.rope.calls.answer() {
             let future = self.parked.lock().remove(&number);
             if let Some(future) = future
                 && !future.call_method0(py, pyo3::intern!(py, "done"))?.is_truthy(py)?
@@ -298,6 +293,7 @@ fn _after_fork() {
 #[pyfunction]
 fn _at_exit(py: Python<'_>) {
     EXITING.store(true, Ordering::SeqCst);
+    py.detach(crate::hub::flush_all);
     let begun = Instant::now();
     while INSIDE.load(Ordering::SeqCst) > 0 && begun.elapsed() < Duration::from_secs(1) {
         py.detach(|| std::thread::sleep(Duration::from_millis(1)));

@@ -1,5 +1,6 @@
 //! Core errors to the exceptions of `turnstream.errors`, which are plain Python and imported when first raised.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyModule;
@@ -8,6 +9,7 @@ use turnstream_core::frame::FrameError;
 use turnstream_core::provider::ProtocolError;
 use turnstream_core::reader::{CursorError, ReadError};
 use turnstream_core::session::SessionError;
+use turnstream_core::store::StoreError;
 
 static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
 
@@ -33,6 +35,24 @@ pub fn session(error: &SessionError) -> PyErr {
         SessionError::Unknown => "UnknownSession",
         SessionError::Full(_) => "HubFull",
         SessionError::Payload(_) => "PayloadError",
+        SessionError::NotWriter { .. } => "NotWriter",
+        SessionError::BadId => return PyValueError::new_err(error.to_string()),
+        SessionError::Store(error) => return store(error),
+    };
+    raise(name, error)
+}
+
+pub fn store(error: &StoreError) -> PyErr {
+    let name = match error {
+        StoreError::Full(_) => "StoreFull",
+        StoreError::ReadOnly(_) => "StoreReadOnly",
+        StoreError::Corrupt(_) => "StoreCorrupt",
+        StoreError::Unavailable(_) => "StoreUnavailable",
+        StoreError::Unusable(_) => "UnknownStore",
+        StoreError::Fenced | StoreError::Held { .. } => "NotWriter",
+        StoreError::Unknown => "UnknownSession",
+        StoreError::Sealed => "SessionClosed",
+        StoreError::Io(_) | StoreError::NotNext { .. } => "StoreError",
     };
     raise(name, error)
 }

@@ -1,16 +1,18 @@
 //! Hub, limits and sessions as Python sees them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use turnstream_core::encode::{Format, FrameStream, StreamOptions};
+use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
 use turnstream_core::session::redact::Redact;
 use turnstream_core::session::{self as core, TurnOptions};
+use turnstream_core::store::Durability;
 
 use crate::bell::{check_fork, generation};
 use crate::reader::{FrameReader, Reader};
@@ -121,52 +123,85 @@ impl Limits {
 /// The sessions, and the store they live in. Safe from every thread.
 #[pyclass(frozen, weakref, module = "turnstream")]
 pub struct Hub {
-    hub: core::Hub,
+    core: Arc<core::Hub>,
+    /// Where its sessions live: "memory", or the scheme of the store's URL.
+    #[pyo3(get)]
+    store: String,
     made: u32,
+}
+
+/// Hubs with a store: at exit, what they logged is written before the process ends.
+static STORED: Mutex<Vec<(Weak<core::Hub>, u32)>> = Mutex::new(Vec::new());
+
+/// Writes what still waits, within each session's patience. In the child of a fork nothing does: its hubs are the parent's.
+pub fn flush_all() {
+    let Some(mut stored) = STORED.try_lock() else { return };
+    let hubs: Vec<_> = stored.drain(..).filter(|(_, made)| *made == generation()).filter_map(|(hub, _)| hub.upgrade()).collect();
+    drop(stored);
+    for hub in hubs {
+        hub.flush();
+    }
+}
+
+/// Acts on a session with the interpreter released, if it may wait for a store; at once, if it lives in memory.
+pub fn away<T: Send>(py: Python<'_>, session: &core::Session, act: impl FnOnce() -> T + Send) -> T {
+    if session.is_stored() { py.detach(act) } else { act() }
 }
 
 #[pymethods]
 impl Hub {
     #[new]
-    #[pyo3(signature = (store = "memory", limits = None, *, redact = None))]
-    fn new(store: &str, limits: Option<&Limits>, redact: Option<Py<PyAny>>) -> PyResult<Self> {
-        if store != "memory" {
-            let scheme: String = store.chars().take_while(|c| *c != ':').take(32).collect();
-            return Err(errors::raise("UnknownStore", format!("unknown store {scheme:?}; known: memory")));
-        }
+    #[pyo3(signature = (store = "memory", limits = None, *, redact = None, durability = "process"))]
+    fn new(py: Python<'_>, store: &str, limits: Option<&Limits>, redact: Option<Py<PyAny>>, durability: &str) -> PyResult<Self> {
         let limits = limits.map(|limits| limits.limits).unwrap_or_default();
+        let durability =
+            Durability::parse(durability).ok_or_else(|| PyValueError::new_err("durability: expected memory, process or disk"))?;
         let redact = redact.map(|hook| Arc::new(Hook { hook }) as Arc<dyn Redact>);
-        Ok(Self { hub: core::Hub::with_redaction(limits, redact), made: generation() })
+        if store == "memory" {
+            return Ok(Self {
+                core: Arc::new(core::Hub::with_redaction(limits, redact)),
+                store: store.into(),
+                made: generation(),
+            });
+        }
+        let opened = py.detach(|| {
+            let (opened, options) = turnstream_core::store::open(store, durability)?;
+            core::Hub::with_store(limits, opened, options, redact)
+        });
+        let hub = Arc::new(opened.map_err(|error| errors::store(&error))?);
+        STORED.lock().push((Arc::downgrade(&hub), generation()));
+        let scheme = store.split(':').next().unwrap_or_default();
+        Ok(Self { core: hub, store: scheme.into(), made: generation() })
     }
 
     /// The session `id`, made if it is new; without an id, a new one under an id nobody can guess.
     #[pyo3(signature = (id = None))]
-    fn session(&self, id: Option<&str>) -> PyResult<Session> {
+    fn session(&self, py: Python<'_>, id: Option<&str>) -> PyResult<Session> {
         check_fork(self.made)?;
         if id.is_some_and(|id| id.is_empty() || id.len() > 256 || id.chars().any(char::is_control)) {
             return Err(PyValueError::new_err("session id: expected 1 to 256 bytes without control characters"));
         }
-        let session = self.hub.session(id).map_err(|error| errors::session(&error))?;
+        let session = py.detach(|| self.core.session(id)).map_err(|error| errors::session(&error))?;
         Ok(Session { session, made: self.made })
     }
 
     /// The session `id`, or UnknownSession; never makes one.
-    fn find(&self, id: &str) -> PyResult<Session> {
+    fn find(&self, py: Python<'_>, id: &str) -> PyResult<Session> {
         check_fork(self.made)?;
-        let session = self.hub.find(id).map_err(|error| errors::session(&error))?;
+        let session = py.detach(|| self.core.find(id)).map_err(|error| errors::session(&error))?;
         Ok(Session { session, made: self.made })
     }
 
     /// All sessions, newest activity first.
     fn sessions(&self) -> PyResult<Vec<Session>> {
         check_fork(self.made)?;
-        Ok(self.hub.sessions().into_iter().map(|session| Session { session, made: self.made }).collect())
+        Ok(self.core.sessions().into_iter().map(|session| Session { session, made: self.made }).collect())
     }
 
     /// Ends the session (its running turn as cancelled) and forgets it. False when there was none.
-    fn delete(&self, id: &str) -> PyResult<bool> {
+    fn delete(&self, py: Python<'_>, id: &str) -> PyResult<bool> {
         check_fork(self.made)?;
-        Ok(self.hub.delete(id))
+        py.detach(|| self.core.remove(id)).map_err(|error| errors::session(&error))
     }
 
     /// The sessions whose running turn has now said nothing for `timeout_s`. Each gets a `warning` with the code
@@ -174,14 +209,14 @@ impl Hub {
     fn check_stalls(&self, timeout_s: f64) -> PyResult<Vec<Session>> {
         check_fork(self.made)?;
         let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| PyValueError::new_err("timeout_s: expected seconds"))?;
-        let stalled = self.hub.check_stalls(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let stalled = self.core.check_stalls(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         Ok(stalled.into_iter().map(|session| Session { session, made: self.made }).collect())
     }
 
     /// Exact counts: sessions, events, bytes, forgotten.
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         check_fork(self.made)?;
-        let counts = self.hub.statistics();
+        let counts = self.core.statistics();
         let dict = PyDict::new(py);
         for (name, count) in
             [("sessions", counts.sessions), ("events", counts.events), ("bytes", counts.bytes), ("forgotten", counts.forgotten)]
@@ -191,10 +226,16 @@ impl Hub {
         Ok(dict)
     }
 
-    /// Ends all sessions and forgets them.
-    fn close(&self) -> PyResult<()> {
+    /// Waits, at most half a second a session, until the store has what was logged: True if it has. At once in memory.
+    fn flush(&self, py: Python<'_>) -> PyResult<bool> {
         check_fork(self.made)?;
-        self.hub.close();
+        Ok(py.detach(|| self.core.flush()))
+    }
+
+    /// Ends all sessions and forgets them. In a store they stay: only the turns that run in this process are ended.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        check_fork(self.made)?;
+        py.detach(|| self.core.close());
         Ok(())
     }
 }
@@ -240,6 +281,13 @@ impl Session {
         check_fork(self.made)?;
         Ok(&self.session)
     }
+}
+
+fn parse_format(name: &str) -> PyResult<Format> {
+    Format::parse(name).ok_or_else(|| {
+        let known: Vec<_> = Format::ALL.iter().map(|(name, _)| *name).collect();
+        PyValueError::new_err(format!("format: expected one of {}", known.join(", ")))
+    })
 }
 
 #[pymethods]
@@ -296,7 +344,8 @@ impl Session {
             backend: backend.map(Text::from),
             metadata: json(metadata)?,
         };
-        let started = this.session.start_turn(options).map_err(|error| errors::session(&error))?;
+        let started =
+            away(slf.py(), &this.session, || this.session.start_turn(options)).map_err(|error| errors::session(&error))?;
         let session = Self { session: this.session.clone(), made: this.made };
         Ok(Turn::new(session, &started, input.map(|input| input.clone().unbind()), principal))
     }
@@ -375,10 +424,7 @@ impl Session {
     ) -> PyResult<Py<PyAny>> {
         check_fork(self.made)?;
         let read = read_options(after, follow, deltas, on_trim, false)?;
-        let format = Format::parse(format).ok_or_else(|| {
-            let known: Vec<_> = Format::ALL.iter().map(|(name, _)| *name).collect();
-            PyValueError::new_err(format!("format: expected one of {}", known.join(", ")))
-        })?;
+        let format = parse_format(format)?;
         let heartbeat = Duration::try_from_secs_f64(heartbeat_s)
             .map_err(|_| PyValueError::new_err("heartbeat_s: expected seconds, 0 for none"))?;
         let options = StreamOptions { heartbeat_s, max_bytes, limit, retry_ms };
@@ -394,13 +440,31 @@ impl Session {
 
     /// What was said so far, user inputs and partial answers included.
     fn messages<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let json = self.core()?.look(turnstream_core::session::State::messages_json);
+        let json = self.core()?.see(turnstream_core::session::State::messages_json);
         convert::loads(py, json.as_str())
+    }
+
+    /// `{"messages", "cursor"}`: what was said so far, and the cursor from which a reader sees exactly the rest.
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (head, messages) = self.core()?.messages_snapshot();
+        let dict = PyDict::new(py);
+        dict.set_item("messages", convert::loads(py, messages.as_str())?)?;
+        dict.set_item("cursor", format!("{}.{head}", self.session.epoch()))?;
+        Ok(dict)
     }
 
     /// The last turn's `completion`; None while a turn runs or before the first has ended.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.core()?.result().map(|json| convert::loads(py, json.as_str())).transpose()
+    }
+
+    /// The turn that begins after the cursor `after`, as the format's answer to a request that does not stream: JSON.
+    /// None where no turn begins there, or the format knows no partial answer and the turn runs.
+    fn answer(&self, after: &str, format: &str) -> PyResult<Option<String>> {
+        let format = parse_format(format)?;
+        let cursor = Cursor::parse(after).map_err(errors::cursor)?;
+        let body = openai::body(self.core()?, cursor, format).map_err(|error| errors::read(&error))?;
+        Ok(body.map(|json| json.as_str().to_owned()))
     }
 
     /// Exact counts of what the session did.
@@ -425,18 +489,80 @@ impl Session {
         Ok(dict)
     }
 
+    /// The number of the running turn; None while none runs.
+    #[getter]
+    fn running(&self) -> PyResult<Option<u32>> {
+        Ok(self.core()?.running())
+    }
+
+    /// Awaits until no pacing reader lags by its window, as `Turn.ready`.
+    fn ready<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let gate = crate::pace::Gate::new(slf.get().core()?.clone());
+        Ok(Bound::new(slf.py(), gate)?.into_any())
+    }
+
+    /// Puts `value` on the status page under `name`, in place of what stood there.
+    fn note(&self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let value = convert::to_json(value)?;
+        self.core()?.note(name, value);
+        Ok(())
+    }
+
+    /// Appends a producer's batch. PayloadError where the blob is none. Returns the batch's header and what became of it.
+    fn emit_batch<'py>(&self, py: Python<'py>, blob: &[u8]) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyDict>)> {
+        let session = self.core()?;
+        let batch = crate::remote::read(blob)?;
+        let header = convert::loads(py, batch.header.to_json().as_str())?;
+        let taken = session.emit_batch(batch);
+        let counts = PyDict::new(py);
+        for (name, count) in [
+            ("published", taken.published),
+            ("accepted", taken.accepted),
+            ("duplicates", taken.duplicates),
+            ("late", taken.late),
+            ("malformed", taken.malformed),
+            ("lost", taken.lost),
+            ("dropped", taken.dropped),
+            ("waited", taken.waited),
+        ] {
+            counts.set_item(name, count)?;
+        }
+        counts.set_item("skipped", taken.skipped)?;
+        Ok((header, counts))
+    }
+
+    /// An emitter to send to another process: the same callable there. See `turnstream.remote`.
+    #[pyo3(signature = (**options))]
+    fn remote_emitter<'py>(slf: &Bound<'py, Self>, options: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().core()?;
+        slf.py().import("turnstream.remote")?.getattr("remote_emitter")?.call((slf,), options)
+    }
+
+    /// Drains what remote producers send into this session, to the turn's end. See `turnstream.remote`.
+    #[pyo3(signature = (source, **options))]
+    fn pump<'py>(
+        slf: &Bound<'py, Self>,
+        source: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().core()?;
+        slf.py().import("turnstream.remote")?.getattr("pump")?.call((slf, source), options)
+    }
+
     /// Stops the running turn: ends it as cancelled, with its partial text and usage, and cancels its task. Awaits to
     /// False when none was running.
     #[pyo3(signature = (reason = "cancelled"))]
     fn cancel<'py>(&self, py: Python<'py>, reason: &str) -> PyResult<Bound<'py, PyAny>> {
-        let ran = self.core()?.cancel(reason);
+        let session = self.core()?;
+        let ran = away(py, session, || session.cancel(reason));
         py.import("turnstream._glue")?.call_method1("returns", (ran,))
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
     #[pyo3(signature = (reason = None))]
-    fn close(&self, reason: Option<&str>) -> PyResult<()> {
-        self.core()?.close(reason);
+    fn close(&self, py: Python<'_>, reason: Option<&str>) -> PyResult<()> {
+        let session = self.core()?;
+        away(py, session, || session.close(reason));
         Ok(())
     }
 

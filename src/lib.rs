@@ -16,6 +16,7 @@ mod provider;
 mod queue;
 mod reader;
 mod redact;
+mod remote;
 mod slots;
 mod turn;
 mod wait;
@@ -34,6 +35,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     turn::register(module)?;
     queue::register(module)?;
     reader::register(module)?;
+    remote::register(module)?;
     // The package says what is public; PyO3's own list would name every helper too.
     module.delattr("__all__")
 }

@@ -6,26 +6,29 @@ use std::task::Waker;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
-use turnstream_core::session::Session;
+use turnstream_core::session::{Session, Ticket};
 
+use crate::bell::generation;
 use crate::errors;
 use crate::wait::{Source, Taken, Waiter, block, deadline};
 
 struct Lag {
     session: Arc<Session>,
+    ticket: Ticket,
+    made: u32,
 }
 
 impl Source for Lag {
     fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
-        Ok(if self.session.may_produce(None) { Taken::Item(py.None()) } else { Taken::Pending })
+        Ok(if self.session.may_produce() { Taken::Item(py.None()) } else { Taken::Pending })
     }
 
     fn park(&mut self, waker: &Waker) -> bool {
-        !self.session.may_produce(Some(waker))
+        self.session.wait_to_produce(waker, &mut self.ticket)
     }
 
-    fn unpark(&mut self, waker: &Waker) {
-        self.session.leave_producers(waker);
+    fn unpark(&mut self) {
+        self.session.leave_producing(&mut self.ticket);
     }
 
     fn would_block() -> PyErr {
@@ -33,9 +36,18 @@ impl Source for Lag {
     }
 }
 
+impl Drop for Lag {
+    fn drop(&mut self) {
+        // In the child of a fork nobody opens the session's lock.
+        if self.made == generation() {
+            self.unpark();
+        }
+    }
+}
+
 /// Blocks until the producer may go on, with the interpreter released; false where `timeout` seconds were not enough.
 pub fn wait_ready(py: Python<'_>, session: &Arc<Session>, timeout: Option<f64>) -> PyResult<bool> {
-    let mut lag = Lag { session: session.clone() };
+    let mut lag = Lag { session: session.clone(), ticket: Ticket::default(), made: generation() };
     let taken = block(py, deadline(timeout)?, |act| act(&mut lag))?;
     Ok(!matches!(taken, Taken::Pending))
 }
@@ -48,7 +60,7 @@ pub struct Gate {
 
 impl Gate {
     pub fn new(session: Arc<Session>) -> Self {
-        Self { inner: Mutex::new((Lag { session }, Waiter::default())) }
+        Self { inner: Mutex::new((Lag { session, ticket: Ticket::default(), made: generation() }, Waiter::default())) }
     }
 }
 

@@ -17,8 +17,8 @@ use crate::{convert, errors, event};
 /// From here on a chunk is worked on with the interpreter released: 8 KiB take about 10 µs.
 const DETACH_BYTES: usize = 8192;
 
-fn options(strict: bool, id_prefix: String) -> Options {
-    Options { strict, id_prefix, ..Options::default() }
+fn options(strict: bool, text_tools: bool, id_prefix: String) -> Options {
+    Options { strict, text_tools, id_prefix, ..Options::default() }
 }
 
 /// Bytes of a Python bytes object, or of the text of a str.
@@ -72,10 +72,10 @@ impl Loose {
 #[pymethods]
 impl Normalizer {
     #[new]
-    #[pyo3(signature = (provider = "auto", *, strict = false))]
-    fn new(provider: &str, strict: bool) -> PyResult<Self> {
-        let normalizer =
-            core::Normalizer::new(provider, options(strict, String::new())).map_err(|error| errors::protocol(&error))?;
+    #[pyo3(signature = (provider = "auto", *, strict = false, text_tools = false))]
+    fn new(provider: &str, strict: bool, text_tools: bool) -> PyResult<Self> {
+        let options = options(strict, text_tools, String::new());
+        let normalizer = core::Normalizer::new(provider, options).map_err(|error| errors::protocol(&error))?;
         let context = Arc::new(Context::new(None, 1, 0, None));
         Ok(Self { inner: Mutex::new(Loose { normalizer, seq: 0, context, raised: false }) })
     }
@@ -121,10 +121,11 @@ pub struct TurnFeed {
 }
 
 impl TurnFeed {
-    pub fn new(session: Arc<Session>, turn: u32, provider: &str, strict: bool) -> PyResult<Self> {
+    pub fn new(session: Arc<Session>, turn: u32, provider: &str, strict: bool, text_tools: bool) -> PyResult<Self> {
         // The log's head makes the prefix unique: it never comes twice in a session.
-        let prefix = format!("{}-", session.position().head);
-        let normalizer = core::Normalizer::new(provider, options(strict, prefix)).map_err(|error| errors::protocol(&error))?;
+        let prefix = format!("{}-", session.logged());
+        let options = options(strict, text_tools, prefix);
+        let normalizer = core::Normalizer::new(provider, options).map_err(|error| errors::protocol(&error))?;
         let fold = Fold::new(normalizer.provider());
         Ok(Self { session, turn, inner: AtomicRefCell::new((normalizer, fold)), made: generation() })
     }
@@ -198,7 +199,7 @@ impl TurnFeed {
     #[getter]
     fn should_wait(&self) -> PyResult<bool> {
         check_fork(self.made)?;
-        Ok(!self.session.may_produce(None))
+        Ok(!self.session.may_produce())
     }
 
     /// The provider's name; "auto" until it is recognised.
@@ -216,11 +217,20 @@ fn providers() -> Vec<&'static str> {
 
 /// The fold of a whole stream, as the JSON text that `turnstream fold` prints. `split` feeds so many bytes at a time.
 #[pyfunction]
-#[pyo3(signature = (data, provider = "auto", *, split = 0, strict = false))]
-fn fold_json(py: Python<'_>, data: &Bound<'_, PyAny>, provider: &str, split: usize, strict: bool) -> PyResult<String> {
+#[pyo3(signature = (data, provider = "auto", *, split = 0, strict = false, text_tools = false))]
+fn fold_json(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    provider: &str,
+    split: usize,
+    strict: bool,
+    text_tools: bool,
+) -> PyResult<String> {
     let bytes = bytes_of(data)?;
     let bytes = &*bytes;
-    let fold = py.detach(|| fold_bytes(bytes, provider, split, strict)).map_err(|error| errors::protocol(&error))?;
+    let fold = py
+        .detach(|| fold_bytes(bytes, provider, split, options(strict, text_tools, String::new())))
+        .map_err(|error| errors::protocol(&error))?;
     Ok(fold.to_json())
 }
 

@@ -51,6 +51,7 @@ impl Delta {
 }
 
 impl Slot {
+    /// What the consumer gets: deltas that were joined are one event.
     fn into_object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
             Self::Item { object, delta } => match delta.and_then(|delta| delta.joined) {
@@ -69,6 +70,16 @@ impl Slot {
             Self::Item { object, .. } => Some(object),
             Self::Gap { .. } => None,
         }
+    }
+}
+
+impl<'py> IntoPyObject<'py> for Slot {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        self.into_object(py).map(|object| object.into_bound(py))
     }
 }
 
@@ -220,6 +231,8 @@ struct Taking<'a> {
     queue: &'a EventQueue,
     place: &'a mut Place,
     form: Form,
+    /// Where a batch is on its way from the core's lock to its list; empty but then.
+    passing: &'a mut Vec<Slot>,
 }
 
 impl Source for Taking<'_> {
@@ -231,12 +244,12 @@ impl Source for Taking<'_> {
                 Pop::End => true,
             },
             Form::Many(max) => {
-                let mut slots = Vec::new();
-                let ended = self.queue.core.take_many(max, &mut slots, self.place);
-                if !slots.is_empty() {
-                    let objects = slots.into_iter().map(|slot| slot.into_object(py)).collect::<PyResult<Vec<_>>>()?;
-                    return Ok(Taken::Item(PyList::new(py, objects)?.into_any().unbind()));
+                let ended = self.queue.core.take_many(max, self.passing, self.place);
+                if !self.passing.is_empty() {
+                    let list = PyList::new(py, self.passing.drain(..))?;
+                    return Ok(Taken::Item(list.into_any().unbind()));
                 }
+                *self.passing = Vec::new(); // who waits holds nothing
                 ended
             }
         };
@@ -251,7 +264,7 @@ impl Source for Taking<'_> {
         self.queue.core.wait_take(self.place, Sleeper::new(waker))
     }
 
-    fn unpark(&mut self, _waker: &Waker) {
+    fn unpark(&mut self) {
         self.queue.core.leave_take(self.place);
     }
 
@@ -288,7 +301,7 @@ impl Source for Putting<'_> {
         self.queue.core.wait_put(self.place, Sleeper::new(waker))
     }
 
-    fn unpark(&mut self, _waker: &Waker) {
+    fn unpark(&mut self) {
         self.queue.core.leave_put(self.place);
     }
 
@@ -380,7 +393,7 @@ impl EventQueue {
     /// Takes the oldest item, or raises `QueueEmpty`. None at the end.
     fn get_nowait(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         check_fork(self.made)?;
-        match (Taking { queue: self, place: &mut Place::default(), form: Form::One }).take(py)? {
+        match (Taking { queue: self, place: &mut Place::default(), form: Form::One, passing: &mut Vec::new() }).take(py)? {
             Taken::Item(item) => Ok(item),
             Taken::Pending => Err(errors::raise("QueueEmpty", "the queue holds nothing yet")),
             Taken::End => Ok(py.None()),
@@ -506,7 +519,7 @@ impl EventQueue {
     fn take_blocking(&self, py: Python<'_>, form: Form, until: Option<Instant>, advice: &str) -> PyResult<Option<Py<PyAny>>> {
         check_fork(self.made)?;
         let mut place = Place::default();
-        match (Taking { queue: self, place: &mut place, form }).take(py)? {
+        match (Taking { queue: self, place: &mut place, form, passing: &mut Vec::new() }).take(py)? {
             Taken::Item(item) => return Ok(Some(item)),
             Taken::End => return Ok(None),
             Taken::Pending => {}
@@ -515,7 +528,8 @@ impl EventQueue {
             let text = format!("the queue holds nothing yet, and this thread runs an event loop{advice}");
             return Err(errors::raise("QueueEmpty", text));
         }
-        let mut source = Taking { queue: self, place: &mut place, form };
+        let mut passing = Vec::new();
+        let mut source = Taking { queue: self, place: &mut place, form, passing: &mut passing };
         match block(py, until, |act| act(&mut source))? {
             Taken::Item(item) => Ok(Some(item)),
             Taken::End => Ok(None),
@@ -526,7 +540,7 @@ impl EventQueue {
 
 fn taker(queue: &Bound<'_, EventQueue>, form: Form) -> PyResult<Py<PyAny>> {
     check_fork(queue.get().made)?;
-    let waiting = TakeWait { place: Place::default(), waiter: Waiter::default() };
+    let waiting = TakeWait::default();
     slots::make(queue.py(), QueueTake { queue: queue.clone().unbind(), form, waiting: Mutex::new(waiting) })
 }
 
@@ -546,6 +560,7 @@ fn thrown(error: Bound<'_, PyAny>, value: Option<Bound<'_, PyAny>>) -> PyErr {
 struct TakeWait {
     place: Place,
     waiter: Waiter,
+    passing: Vec<Slot>,
 }
 
 /// An iterator over a queue, single items or lists, or one `aget`. Awaited, it gives the next.
@@ -575,8 +590,8 @@ impl Awaited for QueueTake {
         let (this, queue) = (slf.get(), slf.get().queue.get());
         check_fork(queue.made)?;
         let mut waiting = this.waiting.try_lock().ok_or_else(reentered)?;
-        let TakeWait { place, waiter } = &mut *waiting;
-        let mut source = Taking { queue, place, form: this.form };
+        let TakeWait { place, waiter, passing } = &mut *waiting;
+        let mut source = Taking { queue, place, form: this.form, passing };
         if !matches!(this.form, Form::One) {
             return waiter.send(slf.py(), &mut source);
         }

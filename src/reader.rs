@@ -80,17 +80,23 @@ impl Source for EventSource {
         self.reader.park(waker)
     }
 
-    fn unpark(&mut self, waker: &Waker) {
-        self.reader.unpark(waker);
+    fn unpark(&mut self) {
+        self.reader.unpark();
     }
 }
 
-/// A source that can be ended early.
-trait Closable: Source {
+/// A source that reads a session.
+trait Reads: Source {
+    fn reader(&mut self) -> &mut core::Reader;
+    /// Ends it early.
     fn close(&mut self);
 }
 
-impl Closable for EventSource {
+impl Reads for EventSource {
+    fn reader(&mut self) -> &mut core::Reader {
+        &mut self.reader
+    }
+
     fn close(&mut self) {
         self.reader.close();
         self.fetched = Vec::new();
@@ -104,13 +110,13 @@ struct Both<S> {
 
 /// A source and its waiter, for one thread at a time. Nobody waits for the lock: its holder may be in Python code, and wait
 /// for the interpreter that the other has.
-struct Shared<S> {
+struct Shared<S: Reads> {
     both: Mutex<Both<S>>,
     closing: AtomicBool,
     made: u32,
 }
 
-impl<S: Closable> Shared<S> {
+impl<S: Reads> Shared<S> {
     fn new(source: S) -> Self {
         let both = Mutex::new(Both { source, waiter: Waiter::default() });
         Self { both, closing: AtomicBool::new(false), made: generation() }
@@ -178,6 +184,14 @@ impl<S: Closable> Shared<S> {
     fn clear(&self) {
         if let Some(mut both) = self.both.try_lock() {
             both.waiter.clear();
+        }
+    }
+}
+
+impl<S: Reads> Drop for Shared<S> {
+    fn drop(&mut self) {
+        if self.made != generation() {
+            self.both.get_mut().source.reader().abandon();
         }
     }
 }
@@ -446,12 +460,16 @@ impl Source for ChunkSource {
         !self.ended && self.closing.is_none() && self.stream.reader().park(waker)
     }
 
-    fn unpark(&mut self, waker: &Waker) {
-        self.stream.reader().unpark(waker);
+    fn unpark(&mut self) {
+        self.stream.reader().unpark();
     }
 }
 
-impl Closable for ChunkSource {
+impl Reads for ChunkSource {
+    fn reader(&mut self) -> &mut core::Reader {
+        self.stream.reader()
+    }
+
     fn close(&mut self) {
         self.ended = true;
         self.stream.reader().close();
@@ -571,6 +589,12 @@ impl FrameReader {
             return Ok(());
         }
         Self::set_timer(slf, this.heartbeat.saturating_sub(silent))
+    }
+
+    /// Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out.
+    #[getter]
+    fn cursor(&self) -> PyResult<String> {
+        self.shared.act(|both| Ok(both.source.stream.reader().cursor().to_string()))
     }
 
     fn __iter__(slf: Py<Self>) -> BlockingFrameReader {

@@ -1,7 +1,7 @@
 //! The redaction hook: a Python callable that sees each event, as a dict, before it is stored.
 //!
 //! It runs on the thread that emits, which has asked for it, with no lock of ours held: a feed that works with the
-//! interpreter released takes it back for the call. About 5 µs an event, against 0.3 without a hook.
+//! interpreter released takes it back for the call.
 
 use pyo3::prelude::*;
 use turnstream_core::event::{Event, Json, Payload};

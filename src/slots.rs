@@ -90,8 +90,10 @@ unsafe extern "C" fn send<T: Awaited>(
     // SAFETY: the interpreter calls its slots attached. (A full `attach` would cost 30 of the 100 ns; what PyO3 cannot
     // see of this thread's state only makes it defer a reference that is dropped here to the next call.)
     let py = unsafe { Python::assume_attached() };
-    // SAFETY: the slot stands on a subtype of T alone, and the interpreter keeps the object alive over the call.
-    let this = unsafe { Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>() };
+    // SAFETY: the interpreter keeps the object alive over the call.
+    let this = unsafe { Bound::from_borrowed_ptr(py, slf) };
+    // SAFETY: the slot stands on a subtype of T alone.
+    let this = unsafe { this.cast_into_unchecked::<T>() };
     let sent = catch_unwind(AssertUnwindSafe(|| T::send(&this)))
         .unwrap_or_else(|_| Err(PyRuntimeError::new_err("a defect in turnstream: see the message on standard error")));
     let (status, value) = match sent {

@@ -11,11 +11,12 @@ use turnstream_core::event::{Payload, Status};
 use turnstream_core::session::{self as core, Ending, Started};
 
 use crate::bell::check_fork;
-use crate::hub::Session;
+use crate::hub::{Session, away};
 use crate::pace::{Gate, wait_ready};
 use crate::{convert, errors};
 
 fn emit(
+    py: Python<'_>,
     session: &core::Session,
     turn: Option<u32>,
     kind: &str,
@@ -24,7 +25,7 @@ fn emit(
 ) -> PyResult<u64> {
     let object = convert::object_to_json(payload, fields)?;
     let (payload, extra) = Payload::from_json(kind, &object).map_err(|error| errors::payload(&error))?;
-    session.emit(turn, payload, extra).map_err(|error| errors::session(&error))
+    away(py, session, || session.emit(turn, payload, extra)).map_err(|error| errors::session(&error))
 }
 
 /// `emit(type, payload=None, *, turn=None, **fields) -> seq`: appends one event to a session, from any thread.
@@ -42,13 +43,14 @@ impl Emitter {
     #[pyo3(signature = (r#type, payload = None, *, turn = None, **fields))]
     fn __call__(
         &self,
+        py: Python<'_>,
         r#type: &str,
         payload: Option<&Bound<'_, PyAny>>,
         turn: Option<u32>,
         fields: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<u64> {
         check_fork(self.made)?;
-        emit(&self.session, turn, r#type, payload, fields)
+        emit(py, &self.session, turn, r#type, payload, fields)
     }
 
     /// Awaits until no pacing reader lags by its window: how a producer on a loop takes part in backpressure.
@@ -95,18 +97,25 @@ impl Turn {
     }
 
     /// Ends the turn by the exception that left its block.
-    fn leave(&self, error: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn leave(&self, py: Python<'_>, error: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let session = self.core()?;
         let Some(error) = error.filter(|error| !error.is_none()) else {
-            session.end_turn(self.number, Ending::default());
+            away(py, session, || session.end_turn(self.number, Ending::default()));
             return Ok(());
         };
         let name = error.get_type().name()?.to_string();
         if matches!(name.as_str(), "CancelledError" | "GeneratorExit" | "KeyboardInterrupt") {
-            session.cancel(if name == "KeyboardInterrupt" { "interrupted" } else { "cancelled" });
+            let reason = if name == "KeyboardInterrupt" { "interrupted" } else { "cancelled" };
+            away(py, session, || session.cancel(reason));
             return Ok(());
         }
         self.fail_with(&name, error)
+    }
+
+    fn fail_as(&self, py: Python<'_>, code: &str, message: &str) -> PyResult<()> {
+        let session = self.core()?;
+        away(py, session, || session.fail_turn(self.number, code, message));
+        Ok(())
     }
 
     fn fail_with(&self, name: &str, error: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -114,8 +123,7 @@ impl Turn {
             error.getattr("code").ok().and_then(|code| code.extract::<String>().ok()).unwrap_or_else(|| "agent_error".to_owned());
         let text = error.str().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
         let message = if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
-        self.core()?.fail_turn(self.number, &code, &message);
-        Ok(())
+        self.fail_as(error.py(), &code, &message)
     }
 }
 
@@ -173,7 +181,7 @@ impl Turn {
     /// Ends the turn: completed; failed, after an `error`, if an exception leaves the block; cancelled on cancellation.
     #[pyo3(signature = (_kind, error, _trace))]
     fn __exit__(&self, _kind: &Bound<'_, PyAny>, error: &Bound<'_, PyAny>, _trace: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.leave(Some(error))
+        self.leave(error.py(), Some(error))
     }
 
     fn __aenter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
@@ -188,45 +196,53 @@ impl Turn {
         error: &Bound<'py, PyAny>,
         _trace: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.leave(Some(error))?;
+        self.leave(py, Some(error))?;
         py.import("turnstream._glue")?.call_method1("returns", (py.None(),))
     }
 
     /// Appends one event of this turn; returns its seq. TurnEnded after the completion.
     #[pyo3(signature = (r#type, payload = None, **fields))]
-    fn emit(&self, r#type: &str, payload: Option<&Bound<'_, PyAny>>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<u64> {
-        emit(self.core()?, Some(self.number), r#type, payload, fields)
+    fn emit(
+        &self,
+        py: Python<'_>,
+        r#type: &str,
+        payload: Option<&Bound<'_, PyAny>>,
+        fields: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<u64> {
+        emit(py, self.core()?, Some(self.number), r#type, payload, fields)
     }
 
     /// A feed: a provider's bytes straight into the log, without a Python object per event.
-    #[pyo3(signature = (provider = "auto", *, strict = false))]
-    fn normalizer(&self, provider: &str, strict: bool) -> PyResult<crate::provider::TurnFeed> {
-        crate::provider::TurnFeed::new(self.core()?.clone(), self.number, provider, strict)
+    #[pyo3(signature = (provider = "auto", *, strict = false, text_tools = false))]
+    fn normalizer(&self, provider: &str, strict: bool, text_tools: bool) -> PyResult<crate::provider::TurnFeed> {
+        crate::provider::TurnFeed::new(self.core()?.clone(), self.number, provider, strict, text_tools)
     }
 
     /// Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
-    #[pyo3(signature = (source, provider = "auto", *, strict = false))]
+    #[pyo3(signature = (source, provider = "auto", *, strict = false, text_tools = false))]
     fn relay<'py>(
         slf: &Bound<'py, Self>,
         source: &Bound<'py, PyAny>,
         provider: &str,
         strict: bool,
+        text_tools: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         slf.get().core()?;
-        py.import("turnstream.relay")?.call_method1("relay", (slf, source, provider, strict))
+        py.import("turnstream.relay")?.call_method1("relay", (slf, source, provider, strict, text_tools))
     }
 
     /// Ends the turn. `result`, a text, is the message where no other said anything. A second call does nothing.
     #[pyo3(signature = (result = None, *, status = None, reason = None))]
-    fn complete(&self, result: Option<&str>, status: Option<&str>, reason: Option<&str>) -> PyResult<()> {
+    fn complete(&self, py: Python<'_>, result: Option<&str>, status: Option<&str>, reason: Option<&str>) -> PyResult<()> {
         let parse = |word| {
             Status::parse(word)
                 .ok_or_else(|| PyValueError::new_err("status: expected completed, failed, cancelled or incomplete"))
         };
         let status = status.map(parse).transpose()?;
         let ending = Ending { status, reason: reason.map(Into::into), error: None, fallback: result.map(Into::into) };
-        self.core()?.end_turn(self.number, ending);
+        let session = self.core()?;
+        away(py, session, || session.end_turn(self.number, ending));
         Ok(())
     }
 
@@ -234,14 +250,10 @@ impl Turn {
     #[pyo3(signature = (error, *, code = None))]
     fn fail(&self, error: &Bound<'_, PyAny>, code: Option<&str>) -> PyResult<()> {
         match (error.extract::<String>(), code) {
-            (Ok(text), code) => {
-                self.core()?.fail_turn(self.number, code.unwrap_or("agent_error"), &text);
-                Ok(())
-            }
+            (Ok(text), code) => self.fail_as(error.py(), code.unwrap_or("agent_error"), &text),
             (Err(_), Some(code)) => {
                 let text = error.str()?.to_string_lossy().into_owned();
-                self.core()?.fail_turn(self.number, code, &text);
-                Ok(())
+                self.fail_as(error.py(), code, &text)
             }
             (Err(_), None) => self.fail_with(error.get_type().name()?.to_string().as_str(), error),
         }
@@ -249,12 +261,14 @@ impl Turn {
 
     /// What `session.cancel()` calls, once, on the thread that cancels, to stop the work.
     fn bind_task(&self, cancel: Py<PyAny>) -> PyResult<()> {
+        let call = move |py: Python<'_>| {
+            if let Err(error) = cancel.call0(py) {
+                error.write_unraisable(py, Some(cancel.bind(py)));
+            }
+        };
+        // A store's thread calls it too: when another process asks for it, or the store refuses the turn's events.
         let hook = move || {
-            Python::attach(|py| {
-                if let Err(error) = cancel.call0(py) {
-                    error.write_unraisable(py, Some(cancel.bind(py)));
-                }
-            });
+            crate::bell::before_exit(|| Python::attach(call));
         };
         self.core()?.on_cancel(self.number, Box::new(hook));
         Ok(())

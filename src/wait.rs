@@ -43,7 +43,7 @@ pub trait Source {
     /// After `Pending`: has the waker called when there is more; false: look again.
     fn park(&mut self, waker: &Waker) -> bool;
     /// Takes `park` back.
-    fn unpark(&mut self, waker: &Waker);
+    fn unpark(&mut self);
     /// What a second waiter on the same source is told.
     fn busy() -> PyErr {
         errors::raise("ReaderBusy", "two tasks wait on one reader; open a second reader instead")
@@ -121,7 +121,7 @@ impl Waiter {
         if self.place.as_ref().is_none_or(|place| !bell.get().owns(&place.parking)) {
             // Another loop than last time, or the first: a waiting place belongs to one bell.
             if let Some(old) = self.place.take() {
-                source.unpark(&old.waker);
+                source.unpark();
                 old.bell.get().leave(&old.parking);
             }
             let parking = bell.get().parking();
@@ -227,7 +227,7 @@ pub fn block<S: Source>(
             let taken = source.take(py)?;
             match taken {
                 Taken::Pending if left != Some(Duration::ZERO) => parked = source.park(&waker),
-                Taken::Pending | Taken::Item(_) | Taken::End => source.unpark(&waker),
+                Taken::Pending | Taken::Item(_) | Taken::End => source.unpark(),
             }
             Ok(taken)
         })?;
@@ -240,7 +240,7 @@ pub fn block<S: Source>(
                 py.detach(|| std::thread::park_timeout(pause));
                 if let Err(error) = py.check_signals() {
                     with(&mut |source| {
-                        source.unpark(&waker);
+                        source.unpark();
                         Ok(Taken::Pending)
                     })?;
                     return Err(error);

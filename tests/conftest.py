@@ -150,7 +150,9 @@ def serve() -> Generator[Callable[..., str]]:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def run_bounded(command: list[str], *, timeout_s: float, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+def run_bounded(
+    command: list[str], *, timeout_s: float, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> tuple[int, str, str]:
     """Exit status, standard output and standard error; kills the whole process group and fails when time is over."""
     with subprocess.Popen(
         command,
@@ -159,6 +161,7 @@ def run_bounded(command: list[str], *, timeout_s: float, env: Mapping[str, str] 
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},
+        cwd=cwd,
         start_new_session=True,
     ) as process:
         try:

@@ -49,6 +49,13 @@ GEMINI: Final = (
     b'],"usageMetadata": {"promptTokenCount": 3,"candidatesTokenCount": 2,"totalTokenCount": 5},"modelVersion": "m"}'
     b"\r\n\r\n",
 )
+OLLAMA: Final = (
+    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"Hel"},"done":false}\n',
+    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":"lo","tool_calls":'
+    b'[{"function":{"name":"add","arguments":{"a":1}}}]},"done":false}\n',
+    b'{"model":"m","created_at":"2026-01-01T00:00:00Z","message":{"role":"assistant","content":""},"done":true,'
+    b'"done_reason":"stop","prompt_eval_count":3,"eval_count":2}\n',
+)
 
 
 @dataclass

@@ -5,9 +5,11 @@ Exit, fork and dead locks are tried in processes of their own, 40 times where ch
 
 import asyncio
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -55,6 +57,73 @@ async def settled() -> None:
 
 
 # --- one loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_tuple_payloads(traced: bool, debug: bool, loop_factory: LoopFactory) -> None:
+    """What `StopIteration` would unpack or raise comes through whole; a tracing interpreter passes the slots by."""
+    cancelled = asyncio.CancelledError()
+    payloads = [(), (1,), (1, 2), ((),), StopIteration(1), StopAsyncIteration(), cancelled, KeyError, {}, 0]
+
+    async def through() -> list[Any]:
+        queue: ts.EventQueue[Any] = ts.EventQueue()
+        got: list[Any] = []
+        for one in payloads:
+            parked = asyncio.ensure_future(queue.aget())
+            await settled()
+            for _ in range(3):
+                queue.put(one)
+            got += [await parked, await anext(aiter(queue)), await queue.aget()]
+        for one in payloads:
+            queue.put(one)
+        queue.close()
+        return got + [item async for item in queue]
+
+    steps: list[str] = []
+
+    def trace(_frame: FrameType, event: str, _: Any) -> None:
+        steps.append(event)
+
+    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+        if traced:
+            sys.settrace(trace)
+        try:
+            got = runner.run(through())
+        finally:
+            sys.settrace(None)
+    expected = [one for one in payloads for _ in range(3)] + payloads
+    assert [id(one) for one in got] == [id(one) for one in expected]
+    assert bool(steps) == traced
+
+
+async def test_a_thousand_timeouts_lose_nothing(source: Source) -> None:
+    """Waits that time out, at any moment, while a thread puts: what comes is all of it, in order."""
+    iterator, times, count = source.iterate(), (1e-6, 1e-5, 1e-4), 2000
+    for at in range(1000):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(iterator), times[at % 2])
+
+    def produce() -> None:
+        for _ in range(count):
+            source.put()
+        source.end()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    taken: list[Any] = []
+    while True:
+        try:
+            taken.append(await asyncio.wait_for(anext(iterator), times[len(taken) % 3]))
+        except TimeoutError:
+            continue
+        except StopAsyncIteration:
+            break
+    thread.join()
+    if source.is_queue:
+        assert taken == [1] * count
+    else:
+        assert [event.seq for event in taken] == list(range(2, count + 4))
 
 
 async def test_starvation(source: Source) -> None:
@@ -332,10 +401,10 @@ def test_fork_after_import(subprocess_python: Callable[..., list[str]]) -> None:
     """The child of a fork, made while the parent streams: what is the parent's is refused, and new things work."""
     out = subprocess_python(
         """
-import asyncio, gc, os, sys, threading
+import asyncio, contextlib, gc, os, sys, threading
 import turnstream as ts
 
-hub, queue = ts.Hub(), ts.EventQueue(10)
+hub, queue, readers = ts.Hub(), ts.EventQueue(10), []
 session = hub.session("a")
 turn = session.turn()
 emit, reader, frames, feed = session.emitter(), session.read(), session.frames(), turn.normalizer("openai-chat")
@@ -344,7 +413,7 @@ going = True
 
 def stream():
     while going:
-        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 20)
+        feed.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\\n\\n' * 500)  # detached
 
 def first(iterator):
     async def take():
@@ -382,6 +451,8 @@ def child():
         else:
             print(name, "worked")
     repr(session), repr(turn), repr(queue), repr(hub)
+    readers.clear()  # the session's lock may be held for ever: nobody asks for it
+    gc.collect()
 
     async def fresh():
         queue = ts.EventQueue(2)
@@ -401,6 +472,10 @@ async def main():
         async for _ in source:
             pass
     parked = [asyncio.create_task(park(source)) for source in (ts.EventQueue(), session.read(follow="session"))]
+    for pace in (False, True):
+        readers.append(session.read(after=session.cursor, follow="session", pace=pace))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(anext(readers[-1]), 0.001)
     thread = threading.Thread(target=stream)
     thread.start()
     await asyncio.sleep(0.01)

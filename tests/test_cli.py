@@ -65,6 +65,16 @@ def test_an_error_in_the_stream_is_no_failure_of_fold() -> None:
     assert fold["error"]["message"] == "overloaded"
 
 
+def test_calls_in_the_text_are_calls_where_that_is_asked_for() -> None:
+    said = '<tool_call>{"name":"add","arguments":{}}</tool_call>'
+    body = {"id": "m", "choices": [{"index": 0, "message": {"content": said}, "finish_reason": "stop"}]}
+    data = json.dumps(body).encode()
+    assert json.loads(turnstream("fold", "-", stdin=data).stdout)["text"] == said
+    fold = json.loads(turnstream("fold", "--text-tools", "-", stdin=data).stdout)
+    assert (fold["text"], [call["name"] for call in fold["tool_calls"]]) == ("", ["add"])
+    assert b'"tool_call"' in turnstream("events", "--text-tools", "-", stdin=data).stdout
+
+
 def test_events_are_lines_of_json(recorded: Path) -> None:
     done = turnstream("events", str(recorded))
     assert (done.returncode, done.stderr) == (0, b"")

@@ -66,7 +66,7 @@ async def test_dependencies_and_auth_guard_every_route(serve: Serve) -> None:
     app = application(hub, agent=agent, dependencies=[fastapi.Depends(key)], auth=auth, listing=True)
     async with httpx.AsyncClient(base_url=serve(app)) as http:
         for route in ROUTES:
-            path = route.path.format(session_id="s")
+            path = route.path.format(session_id="s", response_id="resp_s_e_0")
             assert (await http.request(route.method, path)).status_code == 418
             response = await http.request(route.method, path, headers={"x-key": "k"})
             assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, run_bounded
+from conftest import ROOT, run_bounded, shared
 
 HOSTS = [
     ".".join(labels)
@@ -78,6 +78,26 @@ def test_npm_locks_hold_no_address() -> None:
     for name, text in tracked("*package-lock.json").items():
         packages = json.loads(text)["packages"]
         assert [key for key, package in packages.items() if "resolved" in package] == [], name
+
+
+def named_tests() -> list[str]:
+    """The names of all Rust and Python tests; a Rust test of a table of cases may be a plain function beside it."""
+    texts = tracked("crates/*.rs", "tests/*.py").values()
+    return [name for text in texts for name in re.findall(r"\b(?:fn|def) (?:test_)?(\w+)\(", text)]
+
+
+def test_every_edge_case_of_normalising_has_a_test() -> None:
+    """By its number, in two digits: edge_07_..., or edge_14_15_... for two."""
+    numbered = [re.search(r"(?:^|_)edge((?:_\d\d)+)_", name) for name in named_tests()]
+    numbers = {int(number) for match in numbered if match for number in match[1].split("_")[1:]}
+    assert set(range(1, 27)) <= numbers
+
+
+def test_every_quirk_of_the_corpus_has_a_test() -> None:
+    quirks = re.findall(r"^([A-Z]\d+)\b", (shared("corpus") / "QUIRKS.md").read_text(), re.MULTILINE)
+    assert len(quirks) > 100
+    names = [f"_{name}_" for name in named_tests()]
+    assert [quirk for quirk in quirks if not any(f"_{quirk.lower()}_" in name for name in names)] == []
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -203,6 +203,21 @@ def test_fold() -> None:
     assert anthropic.usage["output_tokens"] == 2
 
 
+def test_calls_in_the_text_are_calls_where_that_is_asked_for() -> None:
+    said = ["Wait. <tool_", 'call>{"name":"add","arguments":{"a":1}}</tool_call>', "<|im_", "end|>"]
+    chunks = [{"id": "m", "choices": [{"index": 0, "delta": {"content": piece}}]} for piece in said]
+    chunks.append({"id": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    events = list(ts.normalize(chunks, provider="openai-chat", text_tools=True))
+    assert text(events) == "Wait. "
+    assert [(event.name, event.arguments) for event in events if isinstance(event, ts.ToolCall)] == [("add", {"a": 1})]
+    assert text(list(ts.normalize(chunks, provider="openai-chat"))) == "".join(said)
+    body = "".join(f"{json.dumps(chunk)}\n" for chunk in chunks)
+    message = ts.fold(body, text_tools=True)
+    assert (message.text, message.finish_reason) == ("Wait. ", "tool_calls")
+    assert [(call.name, call.arguments) for call in message.tool_calls] == [("add", {"a": 1})]
+    assert ts.fold(body).text == "".join(said)
+
+
 def test_a_message_gives_its_json_back() -> None:
     """Invariant 1 of `message`."""
     several = BODY.replace(b'"index":0,"delta":{"content"', b'"index":1,"delta":{"content"')

@@ -14,7 +14,14 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import turnstream as ts
 
@@ -664,6 +671,13 @@ def test_its_face() -> None:
 class Model(RuleBasedStateMachine):
     """Against a list: all that one thread can do without blocking, with waits that are begun, resumed and left."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = self.new_loop()
+
+    def new_loop(self) -> asyncio.AbstractEventLoop:
+        raise NotImplementedError
+
     @initialize(maxsize=st.integers(1, 5), overflow=st.sampled_from(["block", "drop_oldest", "drop_newest", "fail"]))
     def make(self, maxsize: int, overflow: Overflow) -> None:
         self.queue: ts.EventQueue[int] = ts.EventQueue(maxsize, overflow, warn_interval_s=3600)
@@ -671,7 +685,6 @@ class Model(RuleBasedStateMachine):
         self.items: list[int] = []
         self.closed = False
         self.number = 0
-        self.loop = asyncio.new_event_loop()
         self.getters: list[asyncio.Task[int | None]] = []
         self.got: list[int] = []
         self.expected: list[int] = []
@@ -782,10 +795,20 @@ class Model(RuleBasedStateMachine):
             self.queue.close()
             self.run()
             assert not self.getters
-            self.loop.close()
+        self.loop.close()
 
 
-TestModel = Model.TestCase
-TestModel.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+SETTINGS = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_it_is_a_list(debug: bool, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    class Here(Model):
+        def new_loop(self) -> asyncio.AbstractEventLoop:
+            loop = loop_factory()
+            loop.set_debug(debug)
+            return loop
+
+    run_state_machine_as_test(Here, settings=SETTINGS)

@@ -49,6 +49,15 @@ async def test_a_response_into_the_log(server: ScriptedServer, session: ts.Sessi
     assert [event["status"] for event in of(events, "completion")] == ["completed"]
 
 
+async def test_calls_in_the_text_are_calls_of_the_turn(session: ts.Session) -> None:
+    said = 'Wait. <tool_call>{"name":"add","arguments":{"a":1}}</tool_call></s>'
+    body = {"id": "m", "choices": [{"index": 0, "message": {"content": said}, "finish_reason": "stop"}]}
+    with session.turn() as turn:
+        message = await turn.relay(body, provider="openai-chat", text_tools=True)
+    assert (message.text, [call.name for call in message.tool_calls]) == ("Wait. ", ["add"])
+    assert [event["arguments"] for event in of(await log(session), "tool_call")] == [{"a": 1}]
+
+
 async def test_two_calls_in_one_turn(server: ScriptedServer, session: ts.Session) -> None:
     server.script("/v1/chat/completions", OPENAI_CHAT)
     with session.turn() as turn:

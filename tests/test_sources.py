@@ -13,9 +13,11 @@ from typing import Any
 import anthropic
 import httpx
 import httpx2
+import ollama
 import openai
 import pytest
-from scripted import ANTHROPIC, CUT, GEMINI, HANG, OPENAI_BODY, OPENAI_CHAT, ScriptedServer
+from mistralai.client import Mistral
+from scripted import ANTHROPIC, CUT, GEMINI, HANG, OLLAMA, OPENAI_BODY, OPENAI_CHAT, ScriptedServer
 
 import turnstream as ts
 from turnstream.sources import MAX_CHUNK_BYTES, chunks, iter_chunks
@@ -49,6 +51,15 @@ def run(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Run:
             return runner.run(bounded())
 
     return run
+
+
+def fact(event: ts.Event) -> dict[str, Any]:
+    """An event without what differs from run to run."""
+    return {name: value for name, value in event.to_dict().items() if name != "time"}
+
+
+def facts(source: Any, provider: str) -> list[dict[str, Any]]:
+    return [fact(event) for event in ts.normalize(source, provider=provider)]
 
 
 async def gather(source: Any) -> bytes:
@@ -490,6 +501,40 @@ def test_google_genai_streams(server: ScriptedServer, run: Run) -> None:
             return await gather(looped_client.models.generate_content_stream(model="m", contents="hi"))
 
     assert texts(run(looped())) == sent
+
+
+def test_google_genai_models_say_what_their_bytes_say(server: ScriptedServer) -> None:
+    genai = pytest.importorskip("google.genai")
+    server.script("/v1/models/m:streamGenerateContent", GEMINI)
+    client = genai.Client(api_key="k", http_options={"base_url": server.url})
+    models = client.models.generate_content_stream(model="m", contents="hi")
+    assert facts(models, "gemini") == facts(b"".join(GEMINI), "gemini")
+
+
+def test_mistral_streams_are_read_raw(server: ScriptedServer, run: Run) -> None:
+    server.script("/v1/chat/completions", OPENAI_CHAT)
+    with Mistral(api_key="k", server_url=server.url) as client:
+        assert b"".join(iter_chunks(client.chat.stream(model="m", messages=CHAT["messages"]))) == BODY
+
+    async def looped() -> bytes:
+        async with Mistral(api_key="k", server_url=server.url) as client:
+            return await gather(client.chat.stream_async(model="m", messages=CHAT["messages"]))
+
+    assert run(looped()) == BODY
+
+
+def test_ollama_models_say_what_their_bytes_say(server: ScriptedServer, run: Run) -> None:
+    server.script("/api/chat", OLLAMA, content_type="application/x-ndjson")
+    sent = facts(b"".join(OLLAMA), "ollama")
+    with ollama.Client(host=server.url) as client:
+        assert facts(client.chat(model="m", messages=CHAT["messages"], stream=True), "ollama") == sent
+
+    async def looped() -> list[dict[str, Any]]:
+        async with ollama.AsyncClient(host=server.url) as client:
+            stream = client.chat(model="m", messages=CHAT["messages"], stream=True)
+            return [fact(event) async for event in ts.normalize(stream, provider="ollama")]
+
+    assert run(looped()) == sent
 
 
 def test_an_sdk_status_error_is_the_sdks_own(server: ScriptedServer, run: Run) -> None:

@@ -4,8 +4,8 @@
     with hub.session("s-42").turn(input="…") as turn:
         message = await turn.relay(response, provider="anthropic")
 
-Everything here is imported without FastAPI, Ray, Redis or a client library; `turnstream.fastapi`, `.asgi` and their
-like are loaded when they are first named.
+Everything here is imported without FastAPI, Ray, Redis or a client library; `turnstream.fastapi`, `.asgi`, `.ray` and
+their like are loaded when they are first named.
 """
 
 from importlib import import_module as _import_module
@@ -69,13 +69,21 @@ from turnstream.errors import (
     FrameTooLong,
     HTTPStatusError,
     HubFull,
+    NotWriter,
     PayloadError,
+    ProducerLost,
     ProtocolError,
     QueueEmpty,
     QueueFull,
     ReaderBusy,
+    RemoteUnavailable,
     SessionClosed,
     SourceError,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
     StreamTimeout,
     TurnActive,
     TurnEnded,
@@ -90,7 +98,7 @@ from turnstream.message import Message, MessageToolCall
 from turnstream.normalize import Normalized, fold, normalize
 
 if _TYPE_CHECKING:
-    from turnstream import asgi, fastapi, streams
+    from turnstream import asgi, fastapi, ray, remote, streams
     from turnstream.subscription import Subscription
 
 __all__ = [
@@ -121,7 +129,9 @@ __all__ = [
     "MessageToolCall",
     "Normalized",
     "Normalizer",
+    "NotWriter",
     "PayloadError",
+    "ProducerLost",
     "Progress",
     "ProtocolError",
     "ProviderEvent",
@@ -131,6 +141,7 @@ __all__ = [
     "ReaderBusy",
     "ReasoningDelta",
     "RefusalDelta",
+    "RemoteUnavailable",
     "RoundEnd",
     "RoundStart",
     "SSEDecoder",
@@ -141,6 +152,11 @@ __all__ = [
     "SourceError",
     "StageEnd",
     "StageStart",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFull",
+    "StoreReadOnly",
+    "StoreUnavailable",
     "StreamClose",
     "StreamOpen",
     "StreamTimeout",
@@ -171,6 +187,8 @@ __all__ = [
     "normalize",
     "partial_json",
     "providers",
+    "ray",
+    "remote",
     "streams",
 ]
 
@@ -181,7 +199,7 @@ if _native.debug_build:
         "turnstream is a debug build: 10 to 50 times slower than a release build", RuntimeWarning, stacklevel=2
     )
 
-_LAZY = frozenset({"asgi", "demo", "fastapi", "streams"})
+_LAZY = frozenset({"asgi", "demo", "fastapi", "ray", "remote", "streams"})
 """Modules that cost an import of somebody else's package, or of asyncio, loaded when first named."""
 
 

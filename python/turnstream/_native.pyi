@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, fi
 from typing_extensions import disjoint_base
 
 from turnstream.message import Message
+from turnstream.remote.pump import Pumped
+from turnstream.remote.sources import HomeEmitter
 from turnstream.subscription import Subscription
 
 _T = TypeVar("_T")
@@ -581,11 +583,13 @@ def partial_json(text: str, /) -> Any:
 def join_deltas(events: Sequence[Event], max_bytes: int = 0) -> list[Event]:
     """See `turnstream.streams.join`."""
 
-def fold_json(data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False) -> str:
+def fold_json(
+    data: bytes | str, provider: str = "auto", *, split: int = 0, strict: bool = False, text_tools: bool = False
+) -> str:
     """The fold of a whole stream, as the JSON text that `turnstream fold` prints.
 
-    `split` feeds so many bytes at a time; the result does not change. UnknownProvider where `auto` recognises nothing,
-    ProtocolError where the bytes are no stream.
+    `strict` and `text_tools`: see `Normalizer`. `split` feeds so many bytes at a time; the result does not change.
+    UnknownProvider where `auto` recognises nothing, ProtocolError where the bytes are no stream.
     """
 
 @final
@@ -594,9 +598,13 @@ class Normalizer:
 
     The events belong to no session: seq counts from 1, turn is 1. Lenient, a broken frame is a `warning` with its byte
     offset and the stream goes on; strict, it raises ProtocolError.
+
+    With `text_tools`, tool calls that a model wrote into its text by its chat template (`<tool_call>…</tool_call>`,
+    `[TOOL_CALLS]…` and their like) are calls, and the template's end marks (`<|im_end|>`, `</s>`, …) at the text's end
+    are dropped: for servers that were not told to do so. What is not a whole call stays text.
     """
 
-    def __new__(cls, provider: str = "auto", *, strict: bool = False) -> Self: ...
+    def __new__(cls, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> Self: ...
     def feed(self, data: bytes | str) -> list[Event]:
         """Takes bytes, in any split; gives the events that they complete."""
     def finish(self) -> list[Event]:
@@ -621,6 +629,27 @@ class TurnFeed:
         """Whether a pacing reader lags by its window: `await turn.ready()` before feeding more."""
     @property
     def provider(self) -> str: ...
+
+# --- between processes ----------------------------------------------------------------------------------------------
+
+def compose(type: str, payload: Any = None, turn: int = 0, fields: dict[str, Any] | None = None) -> Event:
+    """An event on its way to a session: checked as an emit there would be. `turn` 0: the one that runs there."""
+
+def write_batch(
+    events: list[Event],
+    producer: str,
+    first: int,
+    *,
+    max_bytes: int = 65_536,
+    dropped: int = 0,
+    waited: int = 0,
+    origin: str = "",
+    end: str = "",
+) -> tuple[bytes, int]:
+    """Events of one producer, numbered from `first`, as one blob of about `max_bytes`; and how many it holds."""
+
+def read_batch(blob: bytes) -> tuple[dict[str, Any], list[Event]]:
+    """A blob's header and events; PayloadError where it is no batch."""
 
 # --- sessions -------------------------------------------------------------------------------------------------------
 
@@ -665,7 +694,9 @@ class Limits:
 class Hub:
     """The sessions, and the store they live in. Safe from every thread.
 
-    `store`: "memory". UnknownStore for any other. A hub cannot be used in the child of a fork (ForkedProcess).
+    `store`: "memory", or "sqlite:///runs.db", a file that several processes may share; UnknownStore for any other.
+    `durability`, for a file: when readers see an event. "memory": at once. "process": once it outlives this process.
+    "disk": once it outlives a power cut. A hub cannot be used in the child of a fork (ForkedProcess).
     `redact` sees each event as a dict (`type` and the event's own fields), on the thread that emits, before it is
     stored: what it returns is stored, None leaves the event out. Where it fails, `custom{name: "redaction_failed"}`
     stands for the event.
@@ -677,7 +708,11 @@ class Hub:
         limits: Limits | None = None,
         *,
         redact: Callable[[dict[str, Any]], Mapping[str, Any] | None] | None = None,
+        durability: Literal["memory", "process", "disk"] = "process",
     ) -> Self: ...
+    @property
+    def store(self) -> str:
+        """Where its sessions live: "memory", or the scheme of the store's URL."""
     def session(self, id: str | None = None) -> Session:
         """The session `id`, made if it is new; without an id, a new one under an id nobody can guess. HubFull for a
         new one where `max_sessions` are in use."""
@@ -692,8 +727,10 @@ class Hub:
         `stalled`, once per stall."""
     def statistics(self) -> dict[str, int]:
         """Exact counts: sessions, events, bytes, forgotten."""
+    def flush(self) -> bool:
+        """Waits, at most half a second a session, until the store has what was logged: True if it has."""
     def close(self) -> None:
-        """Ends all sessions and forgets them."""
+        """Ends all sessions and forgets them. In a store they stay: only turns that run in this process are ended."""
 
 @final
 class Session:
@@ -767,7 +804,7 @@ class Session:
         after: str | None = None,
         follow: Literal["turn", "session", "none"] = "turn",
         *,
-        format: Literal["sse", "ndjson"] = "sse",
+        format: Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"] = "sse",
         deltas: Literal["exact", "merged"] = "merged",
         on_trim: Literal["snapshot", "fail"] = "snapshot",
         heartbeat_s: float = 10.0,
@@ -788,11 +825,73 @@ class Session:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
         `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,
         arguments, and its output once there is one."""
+    def snapshot(self) -> dict[str, Any]:
+        """`{"messages", "cursor"}`, read at one moment: a reader from the cursor sees exactly what the messages do not
+        hold yet. Logs nothing."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
+    def answer(self, after: str, format: Literal["openai-chat", "openai-responses"]) -> str | None:
+        """The turn that begins after the cursor `after`, as the format's answer without stream: JSON.
+
+        None where no turn begins there, or its beginning has left the log; for "openai-chat", which knows no partial
+        answer, also while the turn runs. CursorError where the cursor is malformed.
+        """
     def statistics(self) -> dict[str, int]:
         """Exact counts: appended, duplicates, late, refused, capped, redaction_failures, evicted, retained, bytes,
         readers, subscriber_failures."""
+    @property
+    def running(self) -> int | None:
+        """The number of the running turn; None while none runs."""
+    def ready(self) -> Awaitable[None]:
+        """Awaits until no pacing reader lags by its window, as `Turn.ready`."""
+    def note(self, name: str, value: Any) -> None:
+        """Puts `value` on the status page under `name`, in place of what stood there: what is known of a run beside its
+        events."""
+    def emit_batch(self, blob: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Appends a batch that `write_batch` made. What an earlier batch of its producer brought is skipped, what is
+        missing between the two is counted, and a refused event costs itself alone. PayloadError where it is no batch.
+
+        Returns the batch's header, and counts: published (events in the log), accepted, duplicates, late, malformed,
+        lost, dropped, waited; and skipped, the places in the batch that were not accepted."""
+    def remote_emitter(
+        self,
+        *,
+        transport: Any = None,
+        turn: int | Turn | None = None,
+        maxsize: int = 1000,
+        overflow: Literal["block", "drop_oldest", "drop_newest", "merge", "fail"] = "block",
+        max_events: int = 256,
+        max_bytes: int = 65_536,
+        delay_s: float = 0.002,
+        beat_s: float = 1.0,
+        form: Literal["batches", "triples"] = "batches",
+    ) -> HomeEmitter:
+        """An emitter to send to another process, a Ray task or actor: the same callable there, with this turn.
+
+        `transport`: a `turnstream.ray.Mailbox` (by default a new one) or a `ray.util.queue.Queue`. The rest says how it
+        queues and batches there, see `turnstream.remote.Options`. RemoteUnavailable where Ray is not there."""
+    def pump(
+        self,
+        source: Any,
+        *,
+        turn: int | Turn | None = None,
+        producer: Any = None,
+        result: str | None = None,
+        on_event: Callable[[str, Any, int | None], object] | None = None,
+        complete: bool = True,
+        lost_after_s: float = 5.0,
+        start_timeout_s: float = 300.0,
+        idle_timeout_s: float | None = None,
+        pressure_interval_s: float = 10.0,
+    ) -> Coroutine[Any, Any, Pumped]:
+        """Drains what remote producers send into the running turn, or a new one, up to its completion.
+
+        `source`: a remote emitter, its transport, or a Ray streaming generator. `producer`: the task's ObjectRef, the
+        actor, or several: their end is the end, their death completes the turn as failed, reason `producer_lost`, and a
+        cancel of the turn cancels tasks. Without it a dead process is noticed by its silence of `lost_after_s`, and no
+        word at all for `start_timeout_s` is its loss. `idle_timeout_s`: the same for a queue that others fill.
+        `result`, or what the tasks return: the message where no other was seen. `on_event` is called after each event;
+        what it raises is counted. `complete=False` leaves the turn open."""
     def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:
         """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
         usage, and cancels its task. Awaits to False when none was running."""
@@ -855,10 +954,18 @@ class Turn:
     ) -> Coroutine[Any, Any, None]: ...
     def emit(self, type: str, payload: Any = None, **fields: Any) -> int:
         """Appends one event of this turn; returns its seq. TurnEnded after the completion."""
-    def normalizer(self, provider: str = "auto", *, strict: bool = False) -> TurnFeed:
-        """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name."""
-    def relay(self, source: Any, provider: str = "auto", *, strict: bool = False) -> Coroutine[Any, Any, Message]:
-        """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message."""
+    def normalizer(self, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> TurnFeed:
+        """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name.
+
+        `strict` and `text_tools`: see `Normalizer`.
+        """
+    def relay(
+        self, source: Any, provider: str = "auto", *, strict: bool = False, text_tools: bool = False
+    ) -> Coroutine[Any, Any, Message]:
+        """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
+
+        `strict` and `text_tools`: see `Normalizer`.
+        """
     def complete(self, result: str | None = None, *, status: _Status | None = None, reason: str | None = None) -> None:
         """Ends the turn. `result` is the message where no other said anything. A second call does nothing.
 
@@ -1001,6 +1108,9 @@ class FrameReader:
     @property
     def session(self) -> Session:
         """The session that it reads."""
+    @property
+    def cursor(self) -> str:
+        """Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out."""
     def __await__(self) -> Generator[Any, None, bytes]: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[bytes]: ...

@@ -78,7 +78,7 @@ class Runner:
         if _is_async(self._agent):
             result = self._agent(turn)
         else:
-            result = await _in_thread(_call_and_drain, self._agent, turn)
+            result = await call_in_thread(_call_and_drain, self._agent, turn)
         if isinstance(result, AsyncGenerator):
             async with aclosing(result):
                 async for item in result:
@@ -130,7 +130,7 @@ def _call_and_drain(agent: Agent, turn: Turn) -> Any:
             _emit(turn, item)
 
 
-async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
+async def call_in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Calls in a daemon thread of its own: agents take minutes; the loop's executor has few threads and joins them."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()

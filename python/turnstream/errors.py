@@ -15,13 +15,21 @@ __all__ = [
     "FrameTooLong",
     "HTTPStatusError",
     "HubFull",
+    "NotWriter",
     "PayloadError",
+    "ProducerLost",
     "ProtocolError",
     "QueueEmpty",
     "QueueFull",
     "ReaderBusy",
+    "RemoteUnavailable",
     "SessionClosed",
     "SourceError",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFull",
+    "StoreReadOnly",
+    "StoreUnavailable",
     "StreamTimeout",
     "TurnActive",
     "TurnEnded",
@@ -124,9 +132,45 @@ class HubFull(TurnstreamError):
 
 
 class UnknownStore(TurnstreamError, ValueError):
-    """No store of that name."""
+    """No store of that name, or nothing there that this version can use as one."""
 
     code = "unknown_store"
+
+
+class StoreError(TurnstreamError):
+    """The store refuses: what was not stored has not happened."""
+
+    code = "store_failed"
+
+
+class StoreFull(StoreError):
+    """The store has no room: the disk's, or its own limit's."""
+
+    code = "store_full"
+
+
+class StoreReadOnly(StoreError):
+    """The store takes no writes."""
+
+    code = "store_read_only"
+
+
+class StoreCorrupt(StoreError):
+    """What is stored is not as it was written."""
+
+    code = "store_corrupt"
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, and as much waits for it as may."""
+
+    code = "store_unavailable"
+
+
+class NotWriter(TurnstreamError):
+    """Another process writes the session: read it here, emit there. Its turn's end frees the session for all."""
+
+    code = "not_writer"
 
 
 class TurnActive(TurnstreamError):
@@ -180,6 +224,18 @@ class StreamTimeout(TurnstreamError, TimeoutError):
     def __init__(self, message: str, *, kind: Literal["idle", "total"] = "idle") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class ProducerLost(TurnstreamError):
+    """A remote producer, or the transport it sends over, died before it had said its end."""
+
+    code = "producer_lost"
+
+
+class RemoteUnavailable(TurnstreamError, RuntimeError):
+    """A run cannot be elsewhere: Ray is not installed, or not started."""
+
+    code = "remote_unavailable"
 
 
 class ForkedProcess(TurnstreamError):

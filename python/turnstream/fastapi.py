@@ -5,15 +5,18 @@ Owns no behaviour. Needs `pip install turnstream[fastapi]`; nothing else in the 
     app.include_router(turnstream.fastapi.router(hub, agent=agent))
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from fastapi import APIRouter, Request, Response, params
+from fastapi import APIRouter, Request, Response, WebSocket, WebSocketDisconnect, params
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from turnstream._native import Hub
-from turnstream.asgi import MAX_BODY_BYTES, ROUTES, Agent, Auth, Policy, Route, StreamQuery, app
+from turnstream.asgi import MAX_BODY_BYTES, ROUTES, SOCKETS, Agent, Auth, Policy, Route, StreamQuery, app
+from turnstream.asgi.stream import Format
 
 __all__ = ["Respond", "router"]
 
@@ -42,11 +45,13 @@ def router(
     heartbeat_s: float = 10.0,
     retry_ms: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    origins: Sequence[str] | None = None,
     policy: Policy | None = None,
 ) -> APIRouter:
     """An APIRouter with the routes of `turnstream.asgi.app`, whose arguments it takes.
 
-    `dependencies` are FastAPI's, run before each route. The router's lifespan, which including it merges into the
+    `dependencies` are FastAPI's, run before each route; for the WebSocket's sake they ask for an `HTTPConnection` where
+    they would ask for a `Request`. The router's lifespan, which including it merges into the
     application's, cancels the running turns and ends the streams at shutdown.
     """
     service = app(
@@ -57,6 +62,7 @@ def router(
         heartbeat_s=heartbeat_s,
         retry_ms=retry_ms,
         max_body_bytes=max_body_bytes,
+        origins=origins,
         policy=policy,
     )
     api = APIRouter(prefix=prefix, dependencies=dependencies, lifespan=service.lifespan)
@@ -72,10 +78,12 @@ def router(
             response_class=Response,
             responses=_responses(route),
             openapi_extra=_openapi(route),
-            tags=["sessions"],
+            tags=["openai" if route.path.startswith("/v1/") else "sessions"],
         )
         if route.method == "GET":
             api.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
+    for route in SOCKETS:
+        api.add_api_websocket_route(route.path, _socket_endpoint(partial(service.respond, route)), name=route.name)
     return api
 
 
@@ -86,15 +94,39 @@ def _endpoint(application: ASGIApp) -> Callable[[Request], Awaitable[Response]]:
     return endpoint
 
 
+def _socket_endpoint(application: ASGIApp) -> Callable[[WebSocket], Awaitable[None]]:
+    async def endpoint(websocket: WebSocket) -> None:
+        with suppress(WebSocketDisconnect):  # what Starlette makes of an OSError
+            await application(websocket.scope, websocket.receive, websocket.send)
+
+    return endpoint
+
+
 # --- OpenAPI --------------------------------------------------------------------------------------------------------
 
 _SUCCESS = {"create": 201, "start_turn": 202, "cancel": 202, "delete": 204}
 _ANY: dict[str, Any] = {"description": "any JSON, handed to the agent untouched"}
 _TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 256}
+_CHAT = ["model", "messages"]
 _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "create": ({"input": _ANY, "metadata": _ANY, "session_id": _TEXT, "client_id": _TEXT}, []),
     "start_turn": ({"input": _ANY, "metadata": _ANY, "client_id": _TEXT}, ["input"]),
     "cancel": ({"reason": _TEXT}, []),
+    "ai_sdk": (
+        {
+            "id": _TEXT,
+            "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            "trigger": {"enum": ["submit-message", "regenerate-message"]},
+            "messageId": _TEXT,
+        },
+        ["id", "messages"],
+    ),
+    "ag_ui": (
+        {"threadId": _TEXT, "runId": _TEXT, "messages": {"type": "array", "items": {"type": "object"}}},
+        ["threadId", "runId", "messages"],
+    ),
+    "chat_completions": ({"model": _TEXT, "messages": {"type": "array"}, "stream": {"type": "boolean"}}, _CHAT),
+    "create_response": ({"model": _TEXT, "input": _ANY, "stream": {"type": "boolean"}}, ["model", "input"]),
 }
 _ERRORS = {
     400: "malformed JSON, query or cursor",
@@ -112,8 +144,16 @@ _ERRORS_OF = {
     "create": (400, 409, 413, 422, 503),
     "start_turn": (400, 404, 409, 413, 422, 503),
     "events": (400, 404, 410, 429),
+    "poll": (400, 404, 410),
+    "chat_completions": (400, 413),
+    "create_response": (400, 404, 409, 413),
+    "retrieve_response": (400, 404),
+    "models": (),
     "cancel": (400, 404, 409, 413, 422),
     "list_sessions": (),
+    "ai_sdk": (400, 409, 413, 422),
+    "ai_sdk_stream": (),
+    "ag_ui": (400, 409, 413, 422),
 }
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -129,10 +169,18 @@ _ERROR_SCHEMA: dict[str, Any] = {
 _QUERY: dict[str, dict[str, Any]] = {
     "after": {"type": "string", "description": "go on after this cursor; of it and Last-Event-ID the later counts"},
     "follow": {"enum": ["turn", "session", "none"], "description": "end with the turn, the session, or what is there"},
-    "format": {"enum": ["sse", "ndjson"]},
+    "format": {"enum": list(get_args(Format))},
     "deltas": {"enum": ["merged", "exact"], "description": "merged: neighbours that are ready together come as one"},
     "on_trim": {"enum": ["snapshot", "fail"], "description": "fail: 410 when events after the cursor are gone"},
     "limit": {"type": "integer", "minimum": 1, "description": "end after so many events"},
+    "stream": {"type": "boolean", "default": False, "description": "its events instead"},
+    "starting_after": {"type": "integer", "minimum": 0, "description": "go on after the event of this number"},
+    "wait_s": {"type": "number", "minimum": 0, "description": "wait so long for the first event, 55 at most"},
+}
+_QUERIED = {
+    "events": ("after", "follow", "format", "deltas", "on_trim", "limit"),
+    "retrieve_response": ("stream", "starting_after"),
+    "poll": ("after", "follow", "deltas", "on_trim", "limit", "wait_s"),
 }
 
 
@@ -145,6 +193,10 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     if route.name == "events":
         found[200] = {"description": "the stream", "content": {"text/event-stream": {}, "application/x-ndjson": {}}}
         found[204] = {"description": "nothing can follow the cursor"}
+    if route.name in ("ai_sdk", "ai_sdk_stream", "ag_ui"):
+        found[200] = {"description": "the stream", "content": {"text/event-stream": {}}}
+    if route.name == "ai_sdk_stream":
+        found[204] = {"description": "no turn runs"}
     if route.name == "result":
         found[202] = {"description": "no turn has ended yet"}
     return found
@@ -152,14 +204,15 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
 
 def _openapi(route: Route) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": []}
-    if "{session_id}" in route.path:
-        found["parameters"].append({"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}})
-    if route.name == "events":
+    for name in re.findall(r"{(\w+)}", route.path):
+        found["parameters"].append({"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
+    if route.name in _QUERIED:
         defaults = StreamQuery._field_defaults
-        for name, schema in _QUERY.items():
-            default = {} if defaults[name] is None else {"default": defaults[name]}
-            found["parameters"].append({"name": name, "in": "query", "schema": schema | default})
-        found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
+        for name in _QUERIED[route.name]:
+            default = {} if defaults.get(name) is None else {"default": defaults[name]}
+            found["parameters"].append({"name": name, "in": "query", "schema": _QUERY[name] | default})
+        if "after" in _QUERIED[route.name]:
+            found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
     if route.name in _BODIES:
         properties, required = _BODIES[route.name]
         schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})

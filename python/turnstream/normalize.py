@@ -19,12 +19,13 @@ from turnstream.sources import chunks, iter_chunks
 __all__ = ["Normalized", "fold", "normalize"]
 
 
-def normalize(source: Any, provider: str = "auto", strict: bool = False) -> Normalized:
+def normalize(source: Any, provider: str = "auto", strict: bool = False, *, text_tools: bool = False) -> Normalized:
     """The events of one model call's stream, as they come.
 
     `source`: an iterable of bytes or str, async or plain; a response; an SDK's stream object; SDK models or dicts; a
     whole body: see `turnstream.sources.chunks`. `provider`: a name of `providers()`, or `auto`, which looks at the
     first bytes. `strict`: what the format does not allow is a `ProtocolError`, not a `warning` event.
+    `text_tools`: tool calls that a model wrote into its text are calls; see `Normalizer`.
 
     A provider's error in the stream is an `error` event; the server's or the connection's is a `SourceError`, raised
     after the events of all that came before it.
@@ -32,14 +33,15 @@ def normalize(source: Any, provider: str = "auto", strict: bool = False) -> Norm
         async for event in normalize(response, provider="anthropic"): ...
         for event in normalize(open("recorded.sse", "rb")): ...
     """
-    return Normalized(source, Normalizer(provider, strict=strict))
+    return Normalized(source, Normalizer(provider, strict=strict, text_tools=text_tools))
 
 
-def fold(data: bytes | bytearray | memoryview | str, provider: str = "auto") -> Message:
+def fold(data: bytes | bytearray | memoryview | str, provider: str = "auto", *, text_tools: bool = False) -> Message:
     """The message that a whole stream, or a whole non-streaming body, amounts to. Its own error stands in `.error`;
-    bytes that are no stream of the provider are a `ProtocolError` or an `UnknownProvider`."""
+    bytes that are no stream of the provider are a `ProtocolError` or an `UnknownProvider`. `text_tools`: tool calls
+    that a model wrote into its text are calls; see `Normalizer`."""
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else bytes(data)
-    return Message.from_json(fold_json(raw, provider))
+    return Message.from_json(fold_json(raw, provider, text_tools=text_tools))
 
 
 class Normalized:

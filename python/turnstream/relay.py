@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["error_fields", "relay"]
 
 
-async def relay(turn: Turn, source: Any, provider: str = "auto", strict: bool = False) -> Message:
+async def relay(
+    turn: Turn, source: Any, provider: str = "auto", strict: bool = False, text_tools: bool = False
+) -> Message:
     """Feeds the source's bytes to the turn; what `Turn.relay` does. Returns what the model said.
 
     An error that the provider sent stands in the message's `error`. Raises `SourceError` when the server or the
     connection failed, `ProtocolError` when the bytes are not the provider's format; the exceptions of a user's own
     iterable pass as they are.
     """
-    feed = turn.normalizer(provider, strict=strict)
+    feed = turn.normalizer(provider, strict=strict, text_tools=text_tools)
     try:
         async with aclosing(chunks(source)) as parts:
             async for part in parts:

@@ -1,13 +1,13 @@
 //! What the core's threads meet at: a mutex and an atomic, or loom's under `--cfg loom`, so that models run the real code.
 
 #[cfg(loom)]
-pub use loom::sync::atomic::AtomicU64;
+pub use loom::sync::atomic::{AtomicBool, AtomicU64};
 #[cfg(loom)]
 pub use model::Mutex;
 #[cfg(not(loom))]
 pub use parking_lot::Mutex;
 #[cfg(not(loom))]
-pub use std::sync::atomic::AtomicU64;
+pub use std::sync::atomic::{AtomicBool, AtomicU64};
 
 #[cfg(loom)]
 mod model {

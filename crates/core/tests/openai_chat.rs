@@ -124,7 +124,7 @@ fn c3_a_refusal_is_not_text_and_ends_as_one() {
 }
 
 #[test]
-fn c4_and_edge_9_parallel_calls_join_by_index() {
+fn c4_and_edge_09_parallel_calls_join_by_index() {
     let fold = fold(sse(&[
         call(0, &json!("a"), &json!("f"), &json!("")),
         call(1, &json!(""), &json!("g"), &json!("")),
@@ -592,7 +592,7 @@ fn errors_in_all_their_forms() {
 }
 
 #[test]
-fn edge_8_arguments_in_three_pieces_are_one_call() {
+fn edge_08_arguments_in_three_pieces_are_one_call() {
     let body = sse(&[
         call(0, &json!("c"), &json!("f"), &json!("{\"ci")),
         call(0, &Value::Null, &Value::Null, &json!("ty\":\"Bo")),
@@ -667,15 +667,26 @@ fn unknown_frames_pass_and_are_refused_when_strict() {
     let body = sse(&[json!({"type": "surprise", "x": 1}), chunk(&json!({"content": "a"})), end("stop")]);
     let payloads = events(&body);
     assert!(matches!(&payloads[0], Payload::ProviderEvent(event) if event.name == "surprise"));
-    assert!(fold_bytes(body.as_bytes(), "openai-chat", 0, true).is_err());
-    assert!(fold_bytes(sse(&[chunk(&json!({"content": "a"})), end("stop")]).as_bytes(), "openai-chat", 0, true).is_ok());
+    assert!(fold_bytes(body.as_bytes(), "openai-chat", 0, Options { strict: true, ..Options::default() }).is_err());
+    assert!(
+        fold_bytes(
+            sse(&[chunk(&json!({"content": "a"})), end("stop")]).as_bytes(),
+            "openai-chat",
+            0,
+            Options { strict: true, ..Options::default() }
+        )
+        .is_ok()
+    );
 }
 
 #[test]
 fn bytes_that_are_no_stream_are_refused() {
-    assert!(matches!(fold_bytes(b"data: hello\n\n", "openai-chat", 0, false), Err(ProtocolError::NoStream { .. })));
-    assert!(matches!(fold_bytes(b"data: {\"hello\":1}\n\n", "auto", 0, false), Err(ProtocolError::Unrecognised { .. })));
-    assert!(matches!(fold_bytes(b"", "auto", 0, false), Err(ProtocolError::Unrecognised { .. })));
+    assert!(matches!(fold_bytes(b"data: hello\n\n", "openai-chat", 0, Options::default()), Err(ProtocolError::NoStream { .. })));
+    assert!(matches!(
+        fold_bytes(b"data: {\"hello\":1}\n\n", "auto", 0, Options::default()),
+        Err(ProtocolError::Unrecognised { .. })
+    ));
+    assert!(matches!(fold_bytes(b"", "auto", 0, Options::default()), Err(ProtocolError::Unrecognised { .. })));
     assert!(matches!(Normalizer::new("nobody", Options::default()), Err(ProtocolError::UnknownProvider { .. })));
 }
 
@@ -689,7 +700,7 @@ fn auto_waits_for_a_frame_that_tells() {
     normalizer.finish().unwrap();
     assert_eq!(normalizer.provider(), "openai-chat");
     assert_eq!(normalizer.drain().collect::<Vec<_>>(), events(&body));
-    let alone = fold_bytes(b"data: {\"error\":{\"message\":\"m\"}}\n\n", "auto", 0, false).unwrap();
+    let alone = fold_bytes(b"data: {\"error\":{\"message\":\"m\"}}\n\n", "auto", 0, Options::default()).unwrap();
     assert_eq!(alone.error.unwrap().message, "m");
 }
 

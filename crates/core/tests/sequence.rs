@@ -136,6 +136,29 @@ fn arguments_after_the_end_of_their_call_are_dropped() {
 }
 
 #[test]
+fn edge_07_pieces_that_go_on_from_the_input_of_the_start_are_flagged() {
+    for (input, pieces) in [(r#""{\"a\":1""#, r#",\"b\":2}"#), (r#"{"a":1}"#, r#",\"b\":2}"#), (r#""{\"a\"""#, ":1}")] {
+        let start =
+            r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"c","name":"f","input":@}}"#;
+        let piece = r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"@"}}"#;
+        let end = ANTHROPIC_END.replace("end_turn", "tool_use");
+        let frames = [
+            ANTHROPIC_START,
+            &start.replace('@', input),
+            &piece.replace('@', pieces),
+            r#"{"type":"content_block_stop","index":0}"#,
+            &end,
+            ANTHROPIC_STOP,
+        ];
+        let events = out_of_order("anthropic", "continued_input", 3, &frames);
+        let call = events.iter().find_map(|event| if let Payload::ToolCall(it) = event { Some(it) } else { None }).unwrap();
+        assert!(call.arguments.is_none(), "what they are is a guess");
+        assert_eq!(call.arguments_error.as_deref(), Some("the arguments go on from the input of the call's start"));
+        assert_eq!(call.arguments_raw, pieces.replace('\\', ""));
+    }
+}
+
+#[test]
 fn a_result_without_a_call_gets_one_and_a_second_result_is_dropped() {
     let block = r#"{"type":"content_block_start","index":0,"content_block":{"type":"web_search_tool_result","tool_use_id":"c","content":[]}}"#;
     let again = block.replace("\"index\":0", "\"index\":1");

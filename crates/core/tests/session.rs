@@ -10,7 +10,7 @@ use turnstream_core::event::{Class, Event, Json, Payload};
 use turnstream_core::provider::{Normalizer, Options};
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadError, ReadOptions, Reader, Status};
 use turnstream_core::session::redact::{Redact, Redacted};
-use turnstream_core::session::{Ending, Hub, Limits, Session, SessionError, State, TurnOptions};
+use turnstream_core::session::{Ending, Hub, Limits, Session, SessionError, State, Ticket, TurnOptions};
 
 fn session() -> Arc<Session> {
     Session::new("s", Limits::default())
@@ -250,7 +250,7 @@ fn progress_says_what_has_passed_and_reckons_what_is_left() {
 // --- messages and calls: what the log makes of what is said twice, too late or in part ------------------------------
 
 #[test]
-fn edge_1_a_whole_text_without_deltas_is_said_as_one_delta_first() {
+fn edge_01_a_whole_text_without_deltas_is_said_as_one_delta_first() {
     let session = session();
     let turn = start(&session);
     emit(&session, "assistant_message", r#"{"message_id":"m","text":"Hello"}"#);
@@ -259,7 +259,7 @@ fn edge_1_a_whole_text_without_deltas_is_said_as_one_delta_first() {
 }
 
 #[test]
-fn edge_2_the_suffix_that_the_deltas_left_out_is_said_before_the_whole() {
+fn edge_02_the_suffix_that_the_deltas_left_out_is_said_before_the_whole() {
     let session = session();
     let turn = start(&session);
     emit(&session, "text_delta", r#"{"message_id":"m","text":"Hel"}"#);
@@ -280,7 +280,7 @@ fn edge_2_the_suffix_that_the_deltas_left_out_is_said_before_the_whole() {
 }
 
 #[test]
-fn edge_3_a_whole_that_contradicts_withdraws_what_was_shown() {
+fn edge_03_a_whole_that_contradicts_withdraws_what_was_shown() {
     let session = session();
     let turn = start(&session);
     emit(&session, "text_delta", r#"{"message_id":"m","text":"Hallo"}"#);
@@ -295,7 +295,7 @@ fn edge_3_a_whole_that_contradicts_withdraws_what_was_shown() {
 }
 
 #[test]
-fn edge_4_the_runs_result_is_the_message_where_no_other_spoke() {
+fn edge_04_the_runs_result_is_the_message_where_no_other_spoke() {
     let session = session();
     let turn = start(&session);
     session.end_turn(turn, Ending { fallback: Some("Done.".into()), ..Ending::default() });
@@ -311,7 +311,7 @@ fn edge_4_the_runs_result_is_the_message_where_no_other_spoke() {
 }
 
 #[test]
-fn edge_5_two_copies_of_a_message_are_one_in_either_order_and_their_calls_are_merged() {
+fn edge_05_two_copies_of_a_message_are_one_in_either_order_and_their_calls_are_merged() {
     let provider = r#"{"message_id":"m","text":"Hi","tool_calls":[{"call_id":"a","name":"f"}]}"#;
     let transcript = r#"{"message_id":"m","text":"Hi","origin":"transcript","tool_calls":[{"call_id":"b","name":"g"}]}"#;
     for (first, second) in [(provider, transcript), (transcript, provider)] {
@@ -333,7 +333,7 @@ fn edge_5_two_copies_of_a_message_are_one_in_either_order_and_their_calls_are_me
 }
 
 #[test]
-fn edge_6_two_messages_stay_two() {
+fn edge_06_two_messages_stay_two() {
     let session = session();
     let turn = start(&session);
     emit(&session, "assistant_message", r#"{"message_id":"m1","text":"One"}"#);
@@ -810,6 +810,21 @@ fn deltas_of_finished_messages_leave_first_and_the_hole_is_announced() {
 }
 
 #[test]
+fn a_reader_of_what_is_there_is_told_of_what_left_before_its_end() {
+    let session = small(8);
+    start(&session);
+    for _ in 0..6 {
+        emit(&session, "text_delta", r#"{"message_id":"m","text":"x"}"#);
+    }
+    let mut reader = Reader::open(&session, &ReadOptions { follow: Follow::None, ..ReadOptions::default() }).unwrap();
+    reader.poll(3, &mut Vec::new());
+    emit(&session, "assistant_message", r#"{"message_id":"m","text":"xxxxxx"}"#); // its deltas leave, up to where the reader ends
+    let (events, poll) = drain(&mut reader);
+    let [Payload::Gap(gap)] = [&events[0].payload] else { panic!("{events:?}") };
+    assert_eq!((gap.first, gap.last, &*gap.reason, events.len(), poll), (4, 8, "evicted", 1, Poll::End));
+}
+
+#[test]
 fn a_parked_reader_is_woken_by_an_append_and_by_the_end_and_never_parks_on_news() {
     let session = session();
     let turn = start(&session);
@@ -824,7 +839,7 @@ fn a_parked_reader_is_woken_by_an_append_and_by_the_end_and_never_parks_on_news(
     assert!(!reader.park(&waker), "there is news: look first");
     drain(&mut reader);
     assert!(reader.park(&waker));
-    reader.unpark(&waker);
+    reader.unpark();
     emit(&session, "custom", r#"{"name":"y"}"#);
     assert_eq!(count.0.load(Ordering::SeqCst), 1, "taken back");
     drain(&mut reader);
@@ -834,27 +849,78 @@ fn a_parked_reader_is_woken_by_an_append_and_by_the_end_and_never_parks_on_news(
 }
 
 #[test]
+fn edge_34_a_reader_that_leaves_while_parked_leaves_nothing_behind() {
+    for leave in [drop as fn(Reader), |mut reader| reader.close(), |mut reader| reader.unpark()] {
+        let session = session();
+        start(&session);
+        let mut reader = Reader::open(&session, &ReadOptions { pace_window: 1, ..ReadOptions::default() }).unwrap();
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(count.clone());
+        let mut ticket = Ticket::default();
+        assert!(session.wait_to_produce(&waker, &mut ticket));
+        drain(&mut reader);
+        assert!(reader.park(&waker));
+        drop(waker);
+        assert_eq!(session.waiting(), (1, 0));
+        let before = count.0.load(Ordering::SeqCst);
+        leave(reader);
+        assert_eq!((session.waiting(), session.may_produce()), ((0, 0), true));
+        emit(&session, "custom", r#"{"name":"x"}"#);
+        assert_eq!(count.0.load(Ordering::SeqCst), before, "nobody is there to be called");
+        assert_eq!(Arc::strong_count(&count), 1, "and nothing is kept of it");
+    }
+}
+
+#[test]
+fn edge_34_a_producer_that_gives_up_waiting_leaves_nothing_behind() {
+    let session = session();
+    start(&session);
+    let reader = Reader::open(&session, &ReadOptions { pace_window: 1, ..ReadOptions::default() }).unwrap();
+    let count = Arc::new(Count::default());
+    for _ in 0..100 {
+        let mut ticket = Ticket::default();
+        assert!(session.wait_to_produce(&Waker::from(count.clone()), &mut ticket));
+        session.leave_producing(&mut ticket);
+    }
+    assert_eq!((session.waiting(), Arc::strong_count(&count)), ((0, 0), 1));
+    drop(reader);
+}
+
+#[test]
+fn of_a_reader_that_parks_twice_the_last_waker_is_called() {
+    let session = session();
+    start(&session);
+    let mut reader = Reader::open(&session, &ReadOptions::default()).unwrap();
+    drain(&mut reader);
+    let [first, second] = [(); 2].map(|()| Arc::new(Count::default()));
+    assert!(reader.park(&Waker::from(first.clone())) && reader.park(&Waker::from(second.clone())));
+    emit(&session, "custom", r#"{"name":"x"}"#);
+    assert_eq!([&first, &second].map(|count| count.0.load(Ordering::SeqCst)), [0, 1]);
+    assert_eq!(Arc::strong_count(&first), 1);
+}
+
+#[test]
 fn a_pacing_reader_holds_the_producer_and_its_going_frees_it() {
     let session = session();
     start(&session);
     let options = ReadOptions { pace_window: 3, ..ReadOptions::default() };
     let mut reader = Reader::open(&session, &options).unwrap();
-    assert!(session.may_produce(None));
+    assert!(session.may_produce());
     for _ in 0..4 {
         emit(&session, "custom", r#"{"name":"x"}"#);
     }
     let count = Arc::new(Count::default());
     let waker = Waker::from(count.clone());
-    assert!(!session.may_produce(Some(&waker)));
+    assert!(session.wait_to_produce(&waker, &mut Ticket::default()));
     drain(&mut reader);
-    assert!(session.may_produce(None));
+    assert!(session.may_produce());
     assert!(count.0.load(Ordering::SeqCst) > 0);
     for _ in 0..4 {
         emit(&session, "custom", r#"{"name":"x"}"#);
     }
-    assert!(!session.may_produce(None));
+    assert!(!session.may_produce());
     drop(reader);
-    assert!(session.may_produce(None));
+    assert!(session.may_produce());
 }
 
 #[test]

@@ -10,17 +10,29 @@ import asyncio
 import inspect
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
-from turnstream.asgi import sessions
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, metadata_field, text_field
+from turnstream.asgi import ag_ui, ai_sdk, openai, poll, sessions, websocket
+from turnstream.asgi.http import (
+    Answer,
+    ASGIApp,
+    HTTPError,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    answered,
+    metadata_field,
+    text_field,
+)
 from turnstream.asgi.policy import Policy
-from turnstream.asgi.route import SESSION_ID, Route
+from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
+from turnstream.asgi.stream import EventStream, StreamQuery
 from turnstream.asgi.streams import PRINCIPAL, Streams
 from turnstream.errors import TurnstreamError
 
@@ -32,9 +44,12 @@ it gives is `turn.principal` for the agent, and stands in no event."""
 MAX_BODY_BYTES = 1 << 20
 """The largest request body, unless told."""
 
-ROUTES: tuple[Route, ...] = (*sessions.ROUTES,)
+ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *poll.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES, *openai.ROUTES)
 
-_PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in ROUTES]
+SOCKETS: tuple[Route, ...] = (*websocket.ROUTES,)
+"""The routes of WebSockets."""
+
+_PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in (*ROUTES, *SOCKETS)]
 
 log: logging.Logger = logging.getLogger("turnstream")
 
@@ -52,6 +67,7 @@ class App:
         heartbeat_s: float,
         retry_ms: int | None,
         max_body_bytes: int,
+        origins: Sequence[str] | None,
         policy: Policy,
     ) -> None:
         self.hub = hub
@@ -60,9 +76,10 @@ class App:
         self._listing = listing
         self.heartbeat_s = heartbeat_s
         self.retry_ms = retry_ms
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
+        self.origins: frozenset[str] | None = None if origins is None else frozenset(origins)
         self.policy = policy
-        self.streams = Streams(policy)
+        self.streams: Streams = Streams(policy)
         self._watch: asyncio.TimerHandle | None = None
 
     # the life of the application
@@ -74,11 +91,8 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
             await send({"type": "lifespan.shutdown.complete"})
-        elif scope["type"] == "http":
-            await self._route(scope, receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close"})
+            await self._route(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
@@ -127,24 +141,27 @@ class App:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Litestar's mounts end every path in a slash.
         path = scope["path"].removeprefix(scope.get("root_path", "")).removesuffix("/")
+        method = scope.get("method", "WS")
         allowed: set[str] = set()
         for pattern, route in _PATTERNS:
             if (found := pattern.fullmatch(path)) is None or not self.has(route):
                 continue
-            if scope["method"] == route.method or (scope["method"] == "HEAD" and route.method == "GET"):
+            if method == route.method or (method == "HEAD" and route.method == "GET"):
                 scope["path_params"] = found.groupdict()
                 await self.respond(route, scope, receive, send)
                 return
+            if "WS" in (method, route.method):
+                continue
             allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
         answer = Answer.error(HTTPError(404, "not_found", "no such path"))
         if allowed:
             headers = {"allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
-            if scope["method"] == "OPTIONS":
+            if method == "OPTIONS":
                 answer = Answer(204, headers=headers)
             else:
                 error = HTTPError(405, "method_not_allowed", f"this path knows {headers['allow']}", headers=headers)
                 answer = Answer.error(error)
-        await answer(scope, receive, send)
+        await answered(answer, scope, receive, send)
 
     def has(self, route: Route) -> bool:
         """Whether the route is switched on."""
@@ -155,21 +172,29 @@ class App:
         answer: ASGIApp
         self._watch_stalls(asyncio.get_running_loop())  # where no lifespan runs
         try:
-            PRINCIPAL.set(await self._authorize(scope))
-            answer = await route.handler(self, Request(scope, receive, self._max_body_bytes))
+            route.name_params(scope["path_params"])
+            await self.authorize(scope)
+            answer = await route.handler(self, Request(scope, receive, self.max_body_bytes))
         except HTTPError as error:
-            answer = Answer.error(error)
+            answer = route.refuse(error)
         except TurnstreamError as error:
-            answer = Answer.error(HTTPError.of(error))
+            answer = route.refuse(HTTPError.of(error))
         except ConnectionAbortedError:
             return
         except Exception:
-            log.exception("%s %s", scope["method"], route.path)
-            answer = Answer.error(HTTPError(500, "internal", "the server failed; its log says how"))
-        await answer(scope, receive, send)
+            log.exception("%s %s", route.method, route.path)
+            answer = route.refuse(HTTPError(500, "internal", "the server failed; its log says how"))
+        await answered(answer, scope, receive, send)
+
+    async def authorize(self, scope: Scope) -> None:
+        """Asks the auth hook: HTTPError 401 or 403, or what the hook raises. Who asks is known from then on to the task,
+        which has a context of its own, as has each turn that it starts.
+
+        A handler asks again once the body has named the session, as `path_params["session_id"]`.
+        """
+        PRINCIPAL.set(await self._authorize(scope))
 
     async def _authorize(self, scope: Scope) -> Any:
-        """Who asks; the task of a request has a context of its own, and so has each turn that it starts."""
         if self._auth is None:
             return None
         try:
@@ -191,6 +216,20 @@ class App:
         if SESSION_ID.fullmatch(session_id) is None:
             raise HTTPError(404, "unknown_session", "no session has such an id")
         return self.hub.find(session_id)
+
+    async def open(self, request: Request, session_id: object, parameter: str) -> Session:
+        """The session that a body names, made where there is none, once the auth hook allows it."""
+        if not isinstance(session_id, str) or SESSION_ID.fullmatch(session_id) is None:
+            raise HTTPError(422, "bad_session_id", f"{parameter}: {SESSION_ID_RULE}", parameter=parameter)
+        request.scope["path_params"] = {**request.scope.get("path_params", {}), "session_id": session_id}
+        await self.authorize(request.scope)
+        if self._runner is None:
+            raise HTTPError(501, "no_agent", "this server runs no agent")
+        return self.hub.session(session_id)
+
+    def stream(self, session: Session, query: StreamQuery | None = None) -> EventStream:
+        """The session's events as a response; `query` overrides what the request asks for."""
+        return EventStream(session, query, heartbeat_s=self.heartbeat_s, retry_ms=self.retry_ms, streams=self.streams)
 
     def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
         if self._runner is None:
@@ -216,15 +255,17 @@ def app(
     heartbeat_s: float = 10.0,
     retry_ms: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    origins: Sequence[str] | None = None,
     policy: Policy | None = None,
 ) -> App:
     """All routes over `hub` as one ASGI application, to be served or mounted.
 
     `agent` runs for each turn that a client starts; without one the application only shows. `auth` is asked before
     every route. `listing` switches `GET /sessions` on: a session's id is what lets a client read it, so a list of them
-    opens all. `policy` says what becomes of clients that leave, freeze or come in crowds, and of turns that stall.
-    Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful shutdown
-    (uvicorn's `timeout_graceful_shutdown`).
+    opens all. `origins` are those whose pages may open a WebSocket, `"*"` all; by default the page's own host alone.
+    `policy` says what becomes of clients that leave, freeze or come in crowds, and of turns that stall. Mounted in
+    another application, run `lifespan` in that one's, or give the server a limit to its graceful shutdown (uvicorn's
+    `timeout_graceful_shutdown`).
     """
     return App(
         hub,
@@ -234,5 +275,6 @@ def app(
         heartbeat_s=heartbeat_s,
         retry_ms=retry_ms,
         max_body_bytes=max_body_bytes,
+        origins=origins,
         policy=policy or Policy(),
     )

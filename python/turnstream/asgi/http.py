@@ -16,8 +16,10 @@ from turnstream.errors import (
     CursorError,
     CursorExpired,
     HubFull,
+    NotWriter,
     PayloadError,
     SessionClosed,
+    StoreError,
     TurnActive,
     TurnEnded,
     TurnstreamError,
@@ -41,9 +43,11 @@ _STATUS: dict[type[TurnstreamError], int] = {
     TurnEnded: 409,
     Conflict: 409,
     SessionClosed: 409,
+    NotWriter: 409,
     CursorExpired: 410,
     PayloadError: 422,
     HubFull: 503,
+    StoreError: 503,
 }
 
 
@@ -59,6 +63,11 @@ class HTTPError(Exception):
         self.headers: dict[str, str] = dict(headers or {})
         self.extra = extra
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """What stands under `error` in the answer."""
+        return {"code": self.code, "message": str(self), **self.extra}
+
     @classmethod
     def of(cls, error: TurnstreamError, **extra: Any) -> Self:
         """What the core refused, as HTTP says it."""
@@ -71,7 +80,7 @@ class Answer:
 
     def __init__(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
-        self.body = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        self.body: bytes = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         self.headers: Headers = [(b"cache-control", b"no-store")]
         self.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
         if body is not None:
@@ -80,14 +89,38 @@ class Answer:
             self.headers.append((b"content-length", b"%d" % len(self.body)))
 
     @classmethod
+    def of_json(cls, status: int, text: str) -> Self:
+        """An answer whose body has been written already."""
+        answer = cls(status)
+        answer.body = text.encode()
+        answer.headers[1:] = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(answer.body)),
+        ]
+        return answer
+
+    @classmethod
     def error(cls, error: HTTPError) -> Self:
-        return cls(error.status, {"error": {"code": error.code, "message": str(error), **error.extra}}, error.headers)
+        return cls(error.status, {"error": error.body}, error.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b"" if scope["method"] == "HEAD" else self.body
         with suppress(OSError):  # a client that has left (ASGI 2.4)
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
             await send({"type": "http.response.body", "body": body})
+
+
+async def answered(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends an answer; where a WebSocket was asked for, an `Answer` refuses it, with its body if the server can."""
+    if scope["type"] == "websocket" and isinstance(answer, Answer):
+        kind = "websocket.http.response"
+        if kind not in scope.get("extensions", {}):  # the handshake is answered with a bare 403
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": f"{kind}.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": f"{kind}.body", "body": answer.body})
+        return
+    await answer(scope, receive, send)
 
 
 def header(scope: Scope, name: bytes) -> str:
@@ -105,15 +138,7 @@ class Request:
     async def json(self) -> dict[str, Any]:
         """The body, a JSON object; none is an empty one."""
         body = await self._body()
-        if not body.strip():
-            return {}
-        try:
-            value = json.loads(body, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise HTTPError(400, "bad_json", f"the body is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise HTTPError(422, "bad_body", "the body is a JSON object")
-        return value
+        return parse_object(body) if body.strip() else {}
 
     async def _body(self) -> bytes:
         body = bytearray()
@@ -127,6 +152,17 @@ class Request:
             if len(body) > self._max_body_bytes:
                 raise HTTPError(413, "body_too_long", f"the body is longer than {self._max_body_bytes} bytes")
         return bytes(body)
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Reads a JSON object that a client has sent; HTTPError 400 or 422."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise HTTPError(400, "bad_json", f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise HTTPError(422, "bad_body", "the body is a JSON object")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnstream._native import Session
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, metadata_field, text_field
-from turnstream.asgi.route import SESSION_ID, Route
-from turnstream.asgi.stream import EventStream
+from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.errors import UnknownSession
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ async def create(app: "App", request: Request) -> ASGIApp:
     session_id, metadata = text_field(body, "session_id"), metadata_field(body)
     if session_id is not None:
         if SESSION_ID.fullmatch(session_id) is None:
-            raise HTTPError(422, "bad_session_id", "an id is 1 to 128 of A-Z a-z 0-9 _ - and, not first, .")
+            raise HTTPError(422, "bad_session_id", SESSION_ID_RULE)
         with suppress(UnknownSession):
             app.hub.find(session_id)
             raise HTTPError(409, "session_exists", "a session of that id exists", session_id=session_id)
@@ -75,12 +74,12 @@ async def start_turn(app: "App", request: Request) -> ASGIApp:
 
 async def events(app: "App", request: Request) -> ASGIApp:
     """200 with the stream, 204 when nothing can follow the cursor; see EventStream."""
-    return EventStream(app.find(request), heartbeat_s=app.heartbeat_s, retry_ms=app.retry_ms, streams=app.streams)
+    return app.stream(app.find(request))
 
 
 async def messages(app: "App", request: Request) -> ASGIApp:
-    """200 `{"messages": […]}`."""
-    return Answer(200, {"messages": app.find(request).messages()})
+    """200 `{"messages": […], "cursor"}`: events that follow the cursor are those that the messages do not hold yet."""
+    return Answer(200, app.find(request).snapshot())
 
 
 async def result(app: "App", request: Request) -> ASGIApp:
@@ -96,11 +95,11 @@ async def cancel(app: "App", request: Request) -> ASGIApp:
     """202 `{"state", "turn"}`, also for a turn that was cancelled before; 409 when it has ended otherwise."""
     session = app.find(request)
     reason = text_field(await request.json(), "reason")
-    await session.cancel(reason or "cancelled")
+    told = await session.cancel(reason or "cancelled")
     status = session.status()
-    if status["state"] != "cancelled":
+    if status["state"] != "cancelled" and not told:  # told: another process, which will
         raise HTTPError(409, "turn_ended", "no turn is running", state=status["state"], turn=status["turn"])
-    return Answer(202, {"state": "cancelled", "turn": status["turn"]})
+    return Answer(202, {"state": status["state"], "turn": status["turn"]})
 
 
 ROUTES = (

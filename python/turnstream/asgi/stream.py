@@ -14,19 +14,26 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
-from turnstream.asgi.http import Answer, HTTPError, Receive, Scope, Send, header
+from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Send, header
 from turnstream.asgi.streams import RETRY_MS, Streams
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
-Format: TypeAlias = Literal["sse", "ndjson"]
+Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"]
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
 _FULL = {"type": "stream_close", "reason": "too_many_readers", "retry_ms": RETRY_MS}
 _FULL_FRAME = f"retry: {RETRY_MS}\nevent: stream_close\ndata: {json.dumps(_FULL, separators=(',', ':'))}\n\n".encode()
 
-_CONTENT_TYPE: dict[str, bytes] = {"sse": b"text/event-stream; charset=utf-8", "ndjson": b"application/x-ndjson"}
+_HEADERS: dict[Format, Headers] = {
+    "sse": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    "ndjson": [(b"content-type", b"application/x-ndjson")],
+    "ai-sdk": [(b"content-type", b"text/event-stream"), (b"x-vercel-ai-ui-message-stream", b"v1")],
+    "ag-ui": [(b"content-type", b"text/event-stream")],
+    "openai-chat": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    "openai-responses": [(b"content-type", b"text/event-stream; charset=utf-8")],
+}
 
 
 class StreamQuery(NamedTuple):
@@ -40,16 +47,21 @@ class StreamQuery(NamedTuple):
     limit: int | None = None
 
     @classmethod
-    def of(cls, scope: Scope) -> Self:
-        """Reads a request's scope. HTTPError 400 names the parameter that is wrong; the core checks the cursor."""
+    def of(cls, scope: Scope, *, follow: Follow = "turn") -> Self:
+        """Reads a request's scope; `follow` where it says nothing of that.
+
+        HTTPError 400 names the parameter that is wrong; the core checks the cursor.
+        """
         try:
             query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=64)
         except ValueError as error:
             raise HTTPError(400, "bad_query", str(error)) from None
 
+        defaults = cls._field_defaults | {"follow": follow}
+
         def word(name: str, words: Any) -> Any:
             choices = get_args(words)
-            value = query.get(name, [cls._field_defaults[name]])[-1]
+            value = query.get(name, [defaults[name]])[-1]
             if value not in choices:
                 raise HTTPError(400, "bad_query", f"{name} is one of {', '.join(choices)}", parameter=name)
             return value
@@ -88,7 +100,7 @@ def _is_number(text: str) -> bool:
 
 
 class EventStream:
-    """A session's events as an ASGI response: server-sent events, or NDJSON with `?format=ndjson`.
+    """A session's events as an ASGI response: server-sent events, or what `?format=` names.
 
     `query` overrides what the request asks for. A disconnect frees the reader at once and stops nothing else; being
     cancelled frees it too. A malformed or (with `on_trim=fail`) expired cursor is answered 400 or 410; a cursor that
@@ -128,7 +140,7 @@ class EventStream:
             await Answer(204)(scope, receive, send)
             return
         headers = [
-            (b"content-type", _CONTENT_TYPE[query.format]),
+            *_HEADERS[query.format],
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
         ]
@@ -173,7 +185,7 @@ class EventStream:
 async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send) -> None:
     """An EventSource gives up for good on any status but 200: it is let in and sent away, to come back later."""
     if query.format == "sse" and "text/event-stream" in header(scope, b"accept"):
-        headers = [(b"content-type", _CONTENT_TYPE["sse"]), (b"cache-control", b"no-cache")]
+        headers = [*_HEADERS["sse"], (b"cache-control", b"no-cache")]
         with suppress(OSError):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})

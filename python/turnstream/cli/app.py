@@ -28,12 +28,15 @@ File = Annotated[str, typer.Argument(metavar="FILE|-", help="A recorded stream, 
 Provider = Annotated[str, typer.Option(metavar="P|auto", help="The wire format; auto looks at the first bytes.")]
 Split = Annotated[int, typer.Option(min=0, metavar="N", help="Feed N bytes at a time; the output does not change.")]
 Strict = Annotated[bool, typer.Option(help="What the format does not allow is an error, not a warning.")]
+TextTools = Annotated[bool, typer.Option(help="Tool calls that the model wrote into its text are calls.")]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")]
 
 
 @app.command()
-def fold(file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False) -> None:
+def fold(
+    file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False, text_tools: TextTools = False
+) -> None:
     """Print what a recorded stream amounts to, as one JSON object.
 
     Exits 0 also for a stream that carries an error of its own; 1 for bytes that are no stream.
@@ -41,14 +44,16 @@ def fold(file: File, provider: Provider = "auto", split: Split = 0, strict: Stri
     with _one_line_errors():
         with _opened(file) as source:
             data = source.read()
-        print(ts._native.fold_json(data, provider, split=split, strict=strict))
+        print(ts._native.fold_json(data, provider, split=split, strict=strict, text_tools=text_tools))
 
 
 @app.command()
-def events(file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False) -> None:
+def events(
+    file: File, provider: Provider = "auto", split: Split = 0, strict: Strict = False, text_tools: TextTools = False
+) -> None:
     """Print the events of a stream as NDJSON, each as soon as its bytes have come."""
     with _one_line_errors():
-        normalizer = ts.Normalizer(provider, strict=strict)
+        normalizer = ts.Normalizer(provider, strict=strict, text_tools=text_tools)
         with _opened(file) as source:
             for piece in _pieces(source, split):
                 _print_events(normalizer.feed(piece))
@@ -106,12 +111,28 @@ def serve(
     target: Annotated[str, typer.Argument(metavar="APP:HUB", help="A module and the name of its hub: myapp.main:hub")],
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that serve; the hub needs a store.")] = 1,
 ) -> None:
     """Serve a hub: its sessions' event streams, statuses and messages."""
     with _one_line_errors():
         hub = _load(target)
+        if workers > 1 and hub.store == "memory":
+            raise Complaint(f"{target}: a hub in memory lives in one process; several need a store")
         uvicorn, asgi = _need("uvicorn"), _need("turnstream.asgi")
-        uvicorn.run(asgi.app(hub), host=host, port=port, log_level="info", timeout_graceful_shutdown=3)
+        options: dict[str, Any] = {"host": host, "port": port, "log_level": "info", "timeout_graceful_shutdown": 3}
+        if workers == 1:
+            uvicorn.run(asgi.app(hub), **options)
+            return
+        os.environ[_SERVED] = target  # each worker loads it anew: a hub does not outlive a fork
+        uvicorn.run("turnstream.cli.app:served", factory=True, workers=workers, **options)
+
+
+_SERVED = "TURNSTREAM_SERVED"
+
+
+def served() -> Any:
+    """What each worker of `serve` serves."""
+    return _need("turnstream.asgi").app(_load(os.environ[_SERVED]))
 
 
 # --- what the commands share -----------------------------------------------------------------------------------------

@@ -4,9 +4,15 @@
 //! state machine over the one log; [`FrameStream`] drives it for one client. Invariants: 1. LF only; 2. no frame is
 //! ever split over two chunks; 3. what a frame writer has written, the decoder of the same format reads back equal.
 
+pub mod ag_ui;
+pub mod ai_sdk;
 pub mod native;
+pub mod openai;
+mod openai_chat;
+mod openai_responses;
 pub mod sse;
 mod stream;
+mod teller;
 
 use std::fmt;
 use std::time::Duration;
@@ -45,6 +51,12 @@ pub trait Encoder: fmt::Debug + Send {
         false
     }
 
+    /// Whether the frames are numbered from the turn's beginning: it is then read from there, whatever the cursor, and
+    /// event by event, so that every reader counts alike.
+    fn numbered(&self) -> bool {
+        false
+    }
+
     /// Whether the format's last frame has been written: no item is taken after that.
     fn finished(&self) -> bool {
         false
@@ -78,11 +90,26 @@ pub enum Format {
     Sse,
     /// The native stream, one JSON object a line.
     Ndjson,
+    /// The Vercel AI SDK's UI message stream.
+    AiSdk,
+    /// AG-UI events.
+    AgUi,
+    /// OpenAI Chat Completions.
+    OpenAiChat,
+    /// OpenAI Responses.
+    OpenAiResponses,
 }
 
 impl Format {
     /// Every format, by the name that a client asks for.
-    pub const ALL: &[(&str, Self)] = &[("sse", Self::Sse), ("ndjson", Self::Ndjson)];
+    pub const ALL: &[(&str, Self)] = &[
+        ("sse", Self::Sse),
+        ("ndjson", Self::Ndjson),
+        ("ai-sdk", Self::AiSdk),
+        ("ag-ui", Self::AgUi),
+        ("openai-chat", Self::OpenAiChat),
+        ("openai-responses", Self::OpenAiResponses),
+    ];
 
     /// The format of that name.
     pub fn parse(name: &str) -> Option<Self> {
@@ -94,6 +121,10 @@ impl Format {
         match self {
             Self::Sse => Box::new(native::Native::new(native::Framing::Sse)),
             Self::Ndjson => Box::new(native::Native::new(native::Framing::Ndjson)),
+            Self::AiSdk => ai_sdk::encoder(),
+            Self::AgUi => ag_ui::encoder(),
+            Self::OpenAiChat => Box::new(openai_chat::Chat::new()),
+            Self::OpenAiResponses => Box::new(openai_responses::Responses::new()),
         }
     }
 }

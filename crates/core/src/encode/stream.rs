@@ -46,13 +46,24 @@ impl FrameStream {
         options: StreamOptions,
         encoder: Box<dyn Encoder>,
     ) -> Result<Self, ReadError> {
-        let mut read = ReadOptions { state_first: encoder.wants_state(), ..read.clone() };
-        if read.after.is_none() && encoder.one_turn() {
-            read.state_first = false; // nothing of the turn comes before its beginning
-            read.after = Some(Cursor::new(session.epoch(), session.look(|state| state.turn_start.saturating_sub(1))));
+        let before = session.see(|state| state.turn_start.saturating_sub(1));
+        // Nothing of the newest turn comes before its beginning: there is no state to tell.
+        let at_beginning = read.after.as_ref().is_some_and(|cursor| cursor.seq() == before);
+        let mut read = ReadOptions { state_first: encoder.wants_state() && !at_beginning, ..read.clone() };
+        if encoder.numbered() {
+            read.merge = false;
+            if let Some(cursor) = read.after.take_if(|cursor| cursor.epoch().is_none_or(|epoch| *epoch == **session.epoch())) {
+                read.after = Some(Cursor::new(session.epoch(), session.turn_before(cursor.seq())));
+            }
+        }
+        let mut reader = Reader::open(session, &read)?;
+        let inside = read.after.is_none() || reader.cursor().seq() > before;
+        if encoder.one_turn() && inside && reader.status() != Status::Finished {
+            // From the turn's beginning, wherever in it the cursor is: a client of such a format wants the whole of it.
+            (read.after, read.state_first) = (Some(Cursor::new(session.epoch(), before)), false);
+            reader = Reader::open(session, &read)?;
         }
         let left = options.limit.unwrap_or(u64::MAX);
-        let mut reader = Reader::open(session, &read)?;
         reader.limit_page(options.max_bytes);
         Ok(Self { reader, encoder, options, opened: false, ended: false, left, items: Vec::new() })
     }

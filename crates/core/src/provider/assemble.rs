@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::echo::{Heard, Piece};
+use super::text_tools::{Said, TextTools};
 use crate::event::json::write_str;
 use crate::event::{
     AssistantMessage, CallRef, Citation, Error, File, FinishReason, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload,
@@ -64,15 +65,27 @@ impl UsageCounts {
 /// - `late_delta`: a piece of a message after its end. Before the message went out whole it still counts; after, it is
 ///   dropped. One warning a message.
 /// - `stray_arguments`: a piece of a call's arguments that is not open, dropped.
+/// - `continued_input`: pieces of a call's arguments go on from the input of its start, so that neither is whole. The call is
+///   flagged.
 /// - `result_without_call`: a call with the result's id is put before it.
 /// - `second_result`: a call answered twice; the first result stands.
 /// - `second_finish`: another finish reason for a message that had one; the last stands until the message has gone out.
 /// - `second_round_end`: an end after the end, ignored.
-pub const DISORDER: [&str; 6] =
-    ["late_delta", "stray_arguments", "result_without_call", "second_result", "second_finish", "second_round_end"];
+pub const DISORDER: [&str; 7] = [
+    "late_delta",
+    "stray_arguments",
+    "continued_input",
+    "result_without_call",
+    "second_result",
+    "second_finish",
+    "second_round_end",
+];
 
 /// Stands for the message of a call that no message makes.
 pub(super) const NO_MESSAGE: u64 = u64::MAX;
+
+/// The key of a call that stood in the text: it ends where it begins, so one is enough.
+const TEXT_CALL: u64 = u64::MAX;
 
 /// A message under way. `key` is what the provider's format tells messages apart by: a choice or an item index.
 struct Message {
@@ -87,9 +100,16 @@ struct Message {
     finish: Option<(FinishReason, Text)>,
     streamed: bool,
     life: Life,
+    /// Looks for calls in the text, where that is wanted: `text` is then what is left of it.
+    tools: Option<Box<TextTools>>,
 }
 
 impl Message {
+    /// The text as the provider has said it so far.
+    fn said(&self) -> &str {
+        self.tools.as_ref().map_or(&self.text, |tools| tools.raw())
+    }
+
     fn is_closed(&self) -> bool {
         matches!(self.life, Life::Closed | Life::Gone)
     }
@@ -149,6 +169,13 @@ enum End {
     Done,
 }
 
+/// What marks of a chat template in the text are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marks {
+    Text,
+    Calls,
+}
+
 /// How a call's arguments ended.
 #[derive(Clone, Copy)]
 enum CallEnd {
@@ -156,6 +183,8 @@ enum CallEnd {
     Whole,
     /// With the stream, in the middle.
     Cut,
+    /// Without their beginning, which the start said in another way.
+    Continued,
     /// Taken back.
     Withdrawn,
 }
@@ -166,6 +195,7 @@ pub struct Assembler {
     id_prefix: Box<str>,
     minted: u64,
     provider: &'static str,
+    marks: Marks,
     model: Option<Text>,
     round_open: bool,
     /// The provider's own turn, where it has turns.
@@ -204,6 +234,7 @@ impl Assembler {
             id_prefix: id_prefix.into(),
             minted: 0,
             provider,
+            marks: Marks::Text,
             model: None,
             round_open: false,
             stage: None,
@@ -231,10 +262,18 @@ impl Assembler {
         self.provider = provider;
     }
 
+    /// From now on, calls that stand in the text of new messages are calls.
+    pub(super) fn read_text_tools(&mut self) {
+        self.marks = Marks::Calls;
+    }
+
     /// Says that the frame being read held `text`, borrowed from it, as one `piece` and nothing else: another frame that
     /// differs in that string alone may be taken without being read. Said after the piece itself.
     pub fn echo(&mut self, piece: Piece, text: &str) {
-        self.heard = Some(Heard { piece, address: text.as_ptr() as usize, length: text.len() });
+        // An empty piece proves nothing: where a longer one may not stand, it passes.
+        if !text.is_empty() {
+            self.heard = Some(Heard { piece, address: text.as_ptr() as usize, length: text.len() });
+        }
     }
 
     pub(super) fn take_heard(&mut self) -> Option<Heard> {
@@ -246,6 +285,7 @@ impl Assembler {
         match piece {
             Piece::Text(key) => self.text(key, text),
             Piece::Reasoning(key, part) => self.reasoning(key, part, text),
+            Piece::Arguments(key) => self.arguments(key, text),
         }
     }
 
@@ -423,6 +463,7 @@ impl Assembler {
             finish: None,
             streamed: false,
             life: Life::Open,
+            tools: (self.marks == Marks::Calls).then(|| Box::new(TextTools::new())),
         });
     }
 
@@ -436,9 +477,9 @@ impl Assembler {
         self.find(key).map(|index| self.messages[index].id.clone())
     }
 
-    /// The text of message `key` so far.
+    /// The text of message `key` so far, as the provider has said it.
     pub fn text_so_far(&self, key: u64) -> &str {
-        self.find(key).map_or("", |index| &self.messages[index].text)
+        self.find(key).map_or("", |index| self.messages[index].said())
     }
 
     /// A piece of text.
@@ -457,9 +498,35 @@ impl Assembler {
         }
         let Some(index) = self.at_piece(key) else { return };
         let message = &mut self.messages[index];
-        message.text.push_str(piece);
         message.streamed |= streamed;
+        if let Some(tools) = &mut message.tools {
+            let said = tools.feed(piece);
+            return self.say_text(index, said);
+        }
+        message.text.push_str(piece);
         self.out.push(TextDelta { message_id: message.id.clone(), text: piece.into() }.into());
+    }
+
+    /// What the text of a message turned out to say: text, and calls.
+    #[cold]
+    fn say_text(&mut self, index: usize, said: Vec<Said>) {
+        for said in said {
+            match said {
+                Said::Text(text) => {
+                    let message = &mut self.messages[index];
+                    message.text.push_str(&text);
+                    self.out.push(TextDelta { message_id: message.id.clone(), text: text.into() }.into());
+                }
+                Said::Call(call) => {
+                    self.call(TEXT_CALL, self.messages[index].key, &call.id, &call.name, Kind::Client);
+                    self.arguments(TEXT_CALL, &call.arguments);
+                    self.call_end(TEXT_CALL);
+                }
+                Said::NoCall => {
+                    self.warning("no_text_call", "the text has what begins like a tool call and is none; it stays text");
+                }
+            }
+        }
     }
 
     /// The whole text, said at the end: its missing suffix goes out as a delta; where it contradicts what was shown,
@@ -468,21 +535,30 @@ impl Assembler {
         // A copy of the whole may follow the end.
         let Some(index) = self.at(key).filter(|&index| !self.messages[index].is_closed()) else { return };
         let message = &mut self.messages[index];
-        if let Some(suffix) = whole.strip_prefix(message.text.as_str()) {
-            if !suffix.is_empty() {
+        if let Some(suffix) = whole.strip_prefix(message.said()) {
+            if let Some(tools) = &mut message.tools {
+                let said = tools.feed(suffix);
+                self.say_text(index, said);
+            } else if !suffix.is_empty() {
                 message.text.push_str(suffix);
                 self.out.push(TextDelta { message_id: message.id.clone(), text: suffix.into() }.into());
             }
             return;
         }
         let message_id = message.id.clone();
-        whole.clone_into(&mut message.text);
+        message.text.clear();
         let reasoning = message.reasoning.clone();
         self.out.push(MessageReset { message_id: message_id.clone(), reason: Some("contradicted".into()) }.into());
         if !reasoning.is_empty() {
             self.out.push(ReasoningDelta { message_id: message_id.clone(), text: reasoning.into(), part: None }.into());
         }
-        if !whole.is_empty() {
+        let message = &mut self.messages[index];
+        if let Some(tools) = &mut message.tools {
+            tools.restart();
+            let said = tools.feed(whole);
+            self.say_text(index, said);
+        } else if !whole.is_empty() {
+            whole.clone_into(&mut message.text);
             self.out.push(TextDelta { message_id, text: whole.into() }.into());
         }
     }
@@ -572,6 +648,7 @@ impl Assembler {
         }
         let message = &mut self.messages[index];
         message.text.clear();
+        message.tools = None;
         message.reasoning.clear();
         message.refusal = None;
         message.calls.clear();
@@ -581,11 +658,14 @@ impl Assembler {
     }
 
     fn close_at(&mut self, index: usize) {
-        let error = self.error;
-        let message = &mut self.messages[index];
-        if message.is_closed() {
+        if self.messages[index].is_closed() {
             return;
         }
+        if let Some(mut tools) = self.messages[index].tools.take() {
+            self.say_text(index, tools.finish());
+        }
+        let error = self.error;
+        let message = &mut self.messages[index];
         message.life = Life::Closed;
         let (mut finish_reason, raw) = match &message.finish {
             Some((reason, raw)) => (*reason, (!raw.is_empty()).then(|| raw.clone())),
@@ -770,6 +850,14 @@ impl Assembler {
         }
     }
 
+    /// The pieces of the call open under `key` go on from an input that its start said: what the arguments are is a guess.
+    pub fn call_continued(&mut self, key: u64) {
+        if let Some(index) = self.call_at(key) {
+            self.disorder("continued_input", "pieces of arguments that go on from the input of the call's start");
+            self.close_call(index, CallEnd::Continued);
+        }
+    }
+
     fn close_call(&mut self, index: usize, end: CallEnd) {
         if self.calls[index].closed {
             return;
@@ -789,6 +877,7 @@ impl Assembler {
         let raw = std::mem::take(&mut call.arguments);
         let (arguments, arguments_error) = match (end, raw.trim().is_empty()) {
             (CallEnd::Withdrawn, _) => (None, Some(Text::from("the provider withdrew the call"))),
+            (CallEnd::Continued, _) => (None, Some(Text::from("the arguments go on from the input of the call's start"))),
             (CallEnd::Whole | CallEnd::Cut, _) if call.free_text => (Some(Json::string(&raw)), None),
             (CallEnd::Cut, true) => (None, Some(Text::from("the stream broke off before the arguments"))),
             // No arguments at all is the way most providers call a tool that takes none.

@@ -237,6 +237,13 @@ pub(super) struct Codex {
     ignored: Ignored,
 }
 
+/// The items under way, in the order in which they began.
+fn open(items: &mut HashMap<Box<str>, Item>) -> Vec<&mut Item> {
+    let mut open: Vec<&mut Item> = items.values_mut().filter(|item| !item.done).collect();
+    open.sort_unstable_by_key(|item| item.key);
+    open
+}
+
 impl Provider for Codex {
     fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
         let object = Object::parse(frame.data)?;
@@ -272,9 +279,7 @@ impl Provider for Codex {
             out.error("error", &message, false, None);
         }
         let running = self.turn.is_some();
-        let mut open: Vec<&mut Item> = self.items.values_mut().filter(|item| !item.done).collect();
-        open.sort_unstable_by_key(|item| item.key);
-        for item in open {
+        for item in open(&mut self.items) {
             if let What::Tool(_) = item.what {
                 out.call_cut(item.key);
                 item.done = true;
@@ -470,7 +475,7 @@ impl Codex {
         if reason == FinishReason::Error {
             self.abandon("failed", out);
         }
-        for item in self.items.values_mut().filter(|item| !item.done) {
+        for item in open(&mut self.items) {
             if matches!(item.what, What::Message | What::Reasoning) {
                 item.done = true;
                 out.end_message(item.key, reason);
@@ -484,9 +489,7 @@ impl Codex {
 
     /// Takes back the messages under way: the model is asked again, or nothing more comes.
     fn abandon(&mut self, why: &str, out: &mut Assembler) {
-        let mut open: Vec<&mut Item> = self.items.values_mut().filter(|item| !item.done).collect();
-        open.sort_unstable_by_key(|item| item.key);
-        for item in open {
+        for item in open(&mut self.items) {
             if matches!(item.what, What::Message | What::Reasoning) {
                 item.done = true;
                 out.withdraw(item.key, why);
@@ -1466,6 +1469,14 @@ mod tests {
         assert_eq!(texts(&events), [("m1", "This will be ")]);
         assert_eq!(all!(events, AssistantMessage)[0].finish_reason, FinishReason::Cancelled);
         assert_eq!((end(&events), all!(events, Error).len()), ((Some(FinishReason::Cancelled), "interrupted"), 0));
+    }
+
+    #[test]
+    fn messages_that_the_turn_leaves_open_close_in_the_order_in_which_they_began() {
+        let ids: Vec<String> = (0..20).map(|number| format!("m{number}")).collect();
+        let said = ids.iter().map(|id| text(id, "x"));
+        let lines: Vec<String> = std::iter::once(begin()).chain(said).chain([done("completed")]).collect();
+        assert_eq!(texts(&read(&lines)), ids.iter().map(|id| (id.as_str(), "x")).collect::<Vec<_>>());
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub enum Piece {
     Text(u64),
     /// Reasoning of the message under this key, and its part.
     Reasoning(u64, Option<u64>),
+    /// Arguments of the call under this key.
+    Arguments(u64),
 }
 
 /// A piece, and where it stood in memory when its frame was read.

@@ -32,7 +32,8 @@ object! {
         feedback: Option<&'a RawValue> = "promptFeedback" | "prompt_feedback",
         error: Option<&'a RawValue> = "error",
         response: Option<&'a RawValue> = "response",
-    } skip { "createTime" "create_time" }
+        // What the SDK's own models add.
+    } skip { "createTime" "create_time" "sdkHttpResponse" "sdk_http_response" }
 }
 
 object! {

@@ -180,7 +180,8 @@ impl Interactions {
             }
             kind if kind.ends_with("_result") => return self.result(index, &delta, out),
             kind if delta.raw("arguments").is_some() || delta.raw("partial_arguments").is_some() => {
-                if let (false, Some((name, of))) = (out.call_is_open(index), tool(kind, &delta)) {
+                // The older contents say the name here, and not at the start.
+                if let Some((name, of)) = tool(kind, &delta) {
                     out.call(index, MESSAGE, &delta.text("id"), &name, of);
                 }
                 let arguments = delta.raw("partial_arguments").or_else(|| delta.raw("arguments"));

@@ -29,6 +29,7 @@ mod realtime;
 mod replicate;
 #[cfg(test)]
 mod testing;
+mod text_tools;
 mod transcription;
 mod watsonx;
 mod wire;

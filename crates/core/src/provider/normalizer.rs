@@ -23,6 +23,9 @@ pub struct Options {
     pub strict: bool,
     /// Stands in every minted id: makes them unique where several streams meet in one log.
     pub id_prefix: String,
+    /// Tool calls that stand in the text, as a model's chat template writes them, become calls; the template's end marks at
+    /// the end of the text are dropped. For servers that were not told how to do it.
+    pub text_tools: bool,
     /// How much a frame may hold.
     pub limits: Limits,
 }
@@ -71,9 +74,13 @@ impl Normalizer {
                 known: providers().collect::<Vec<_>>().join(", "),
             })?),
         };
-        let Options { strict, id_prefix, limits } = options;
+        let Options { strict, id_prefix, text_tools, limits } = options;
+        let mut out = Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &id_prefix);
+        if text_tools {
+            out.read_text_tools();
+        }
         let core = Core {
-            out: Assembler::new(machine.as_ref().map_or("auto", |machine| machine.0), &id_prefix),
+            out,
             machine,
             held: Vec::new(),
             held_bytes: 0,

@@ -276,11 +276,18 @@ fn only_piece<'a>(chunk: &Chunk<'a>) -> Option<(Piece, &'a str)> {
         && choice.others.is_empty()
         && delta.here
         && delta.refusal.is_empty()
-        && delta.tool_calls.items.is_empty()
         && delta.others.is_empty();
     let key = choice.index.0.unwrap_or(0);
     match (&delta.content, &delta.reasoning.0, &delta.reasoning_content.0) {
         _ if !alone => None,
+        (Content::Absent, None, None) if !delta.tool_calls.items.is_empty() => {
+            let [call] = delta.tool_calls.items.as_slice() else { return None };
+            let alone = call.id.is_empty() && call.function.name.is_empty() && call.others.is_empty();
+            let text = call.function.arguments?.get().strip_prefix('"')?.strip_suffix('"')?;
+            // The call is known once the chunk has been read.
+            (alone && !text.contains('\\')).then_some((Piece::Arguments(key), text))
+        }
+        _ if !delta.tool_calls.items.is_empty() => None,
         (Content::Text(Cow::Borrowed(text)), None, None) if !text.is_empty() => Some((Piece::Text(key), text)),
         (Content::Absent, Some(Cow::Borrowed(text)), None) | (Content::Absent, None, Some(Cow::Borrowed(text)))
             if !text.is_empty() =>
@@ -317,6 +324,11 @@ impl OpenAiChat {
         }
         let piece = only_piece(&chunk);
         self.chunk(chunk, event, text, out)?;
+        let call = |index: u64| self.answers.get(index as usize).and_then(|answer| answer.last_call);
+        let piece = match piece {
+            Some((Piece::Arguments(index), text)) => call(index).map(|key| (Piece::Arguments(key), text)),
+            piece => piece,
+        };
         if let Some((piece, text)) = piece {
             out.echo(piece, text);
         }

@@ -140,6 +140,9 @@ impl Provider for OpenAiResponses {
                 if !head.delta.is_empty() {
                     out.arguments(index, head.delta.as_str());
                 }
+                if let Some(Cow::Borrowed(text)) = head.delta.0 {
+                    out.echo(Piece::Arguments(index), text);
+                }
                 Ok(())
             }
             _ => self.seldom(kind, index, &head, frame, out),
@@ -822,7 +825,7 @@ mod tests {
     }
 
     #[test]
-    fn edge_1_to_3_text_only_at_the_end_longer_or_other() {
+    fn edge_01_02_03_text_only_at_the_end_longer_or_other() {
         for (deltas, whole, sent, resets) in [(vec![], "Hello", 1, 0), (vec!["Hel"], "Hello", 2, 0), (vec!["Bye"], "Hello", 2, 1)]
         {
             let mut frames = vec![CREATED.to_owned(), added(0, MESSAGE)];

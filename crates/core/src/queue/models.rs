@@ -228,3 +228,25 @@ fn a_gap_meets_a_consumer_that_lies_down() {
         assert!(taken == [1, 2] || taken == [1, GAP], "{taken:?}");
     });
 }
+
+/// Guards: in `put`, finding it full under the lock that makes room: nothing is dropped where a take made room already.
+#[test]
+fn a_displacement_meets_a_take() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::<_, Bell>::new(2, Overflow::DropOldest));
+        assert!([1, 2].map(|number| queue.put(Number(number), &mut Place::default())) == [Offer::Queued, Offer::Queued]);
+        let taking = {
+            let queue = queue.clone();
+            thread::spawn(move || queue.take(&mut Place::default()))
+        };
+        let offer = queue.put(Number(3), &mut Place::default());
+        let Pop::Item(Number(taken)) = taking.join().unwrap() else { panic!("an item is there at all times") };
+        let mut left = Vec::new();
+        queue.take_many(3, &mut left, &mut Place::default());
+        let left: Vec<_> = left.into_iter().map(|Number(number)| number).collect();
+        match offer {
+            Offer::Displaced(Number(1)) => assert_eq!((taken, left), (2, vec![3])),
+            offer => assert_eq!((offer, taken, left), (Offer::Queued, 1, vec![2, 3])),
+        }
+    });
+}

@@ -18,7 +18,7 @@ pub use join::{Joined, join};
 pub use merge::{belong_together, extend, merge};
 
 use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};
-use crate::session::{Entry, Session, SessionError, now_ms};
+use crate::session::{Entry, Session, SessionError, Ticket, now_ms};
 
 use crate::session::Pace;
 
@@ -160,7 +160,7 @@ pub struct Reader {
     status: Status,
     snapshot: Option<(u64, Json)>,
     pace: Option<Arc<Pace>>,
-    ticket: u64,
+    ticket: Ticket,
     ended: bool,
     /// Whether the session counts it: until it is closed, which may be long before the last of it is dropped.
     counted: bool,
@@ -228,7 +228,7 @@ impl Reader {
             status,
             snapshot,
             pace: pacing,
-            ticket: 0,
+            ticket: Ticket::default(),
             ended: false,
             counted: true,
             page: Vec::new(),
@@ -269,26 +269,26 @@ impl Reader {
             out.push(self.control(Snapshot { head, state: Some(state) }));
         }
         let mut entries = std::mem::take(&mut self.page);
-        let mut position = self.session.page(self.seq, max, self.page_bytes, &mut entries);
-        if position.trimmed > self.seq {
+        let (position, base) = self.session.page(self.seq, max, self.page_bytes, &mut entries);
+        if let Some((at, state)) = base {
             // Fell behind the log's front: what was there is told by its fold.
-            entries.clear();
-            let (at, state) = self.session.base_snapshot();
             out.push(self.control(Gap { first: self.seq + 1, last: at, reason: "trimmed".into() }));
             out.push(self.control(Snapshot { head: at, state: Some(state) }));
             self.seq = at;
-            position = self.session.page(self.seq, max, self.page_bytes, &mut entries);
         }
         let found = !entries.is_empty();
         for entry in entries.drain(..) {
             let seq = entry.event.seq;
-            if self.follow == Follow::None && seq > self.stop {
+            let past = self.follow == Follow::None && seq > self.stop;
+            let last = if past { self.stop } else { seq - 1 };
+            if last > self.seq {
+                // Deltas that their final event covers have left from the middle.
+                out.push(self.control(Gap { first: self.seq + 1, last, reason: "evicted".into() }));
+                self.seq = last;
+            }
+            if past {
                 self.ended = true;
                 break;
-            }
-            if seq != self.seq + 1 {
-                // Deltas that their final event covers have left from the middle.
-                out.push(self.control(Gap { first: self.seq + 1, last: seq - 1, reason: "evicted".into() }));
             }
             self.seq = seq;
             self.ended = match &entry.event.payload {
@@ -327,13 +327,14 @@ impl Reader {
     }
 
     /// Takes [`Self::park`] back.
-    pub fn unpark(&mut self, waker: &Waker) {
-        self.session.unpark(waker, &mut self.ticket);
+    pub fn unpark(&mut self) {
+        self.session.unpark(&mut self.ticket);
     }
 
-    /// Ends the reader: every later poll says [`Poll::End`], and the session no longer counts it.
+    /// Ends the reader: every later poll says [`Poll::End`], and the session keeps nothing of it.
     pub fn close(&mut self) {
         self.ended = true;
+        self.unpark();
         self.snapshot = None;
         if std::mem::take(&mut self.counted) {
             self.session.count_reader(false);
@@ -341,6 +342,14 @@ impl Reader {
         if let Some(pace) = self.pace.take() {
             self.session.leave_pace(&pace);
         }
+    }
+
+    /// Lets go of the session without a word to it: for the child of a fork, where nobody will ever open its lock.
+    pub fn abandon(&mut self) {
+        self.ended = true;
+        self.ticket = Ticket::default();
+        self.counted = false;
+        self.pace = None;
     }
 
     fn control(&self, payload: impl Into<Payload>) -> Item {

@@ -26,6 +26,8 @@ impl Inner {
     pub(super) fn enter(&mut self, session: &Arc<str>, turn: Option<u32>) -> Result<u32, SessionError> {
         let checked = if self.closed {
             Err(SessionError::Closed(session.clone()))
+        } else if !self.writes() {
+            Err(SessionError::NotWriter { remaining_ms: 0 })
         } else {
             match turn {
                 None => Ok(if self.state.running { self.state.turn } else { 0 }),

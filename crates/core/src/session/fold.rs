@@ -1,8 +1,9 @@
 //! One stream folded to what it came to: the answer, its calls, its usage, its end.
 //!
 //! Owns the object that `turnstream fold` prints. Knows no provider: it reads the vocabulary alone.
-//! Invariants: 1. the whole of a message beats its deltas; 2. where several answers came at once, the first stands on top
-//! and all are in `choices`; 3. `error` is the provider's own, what the reader itself found missing is a warning.
+//! Invariants: 1. a message is what its end says, its deltas are not looked at; 2. where several answers came at once, the
+//! first stands on top and all are in `choices`; 3. `error` is the provider's own, what the reader itself found missing is
+//! a warning.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -136,28 +137,6 @@ impl Fold {
                 self.by_id.insert(start.message_id.clone(), self.messages.len());
                 self.messages.push((self.turns, answer));
             }
-            Payload::MessageReset(reset) => {
-                if let Some(answer) = self.message(&reset.message_id) {
-                    answer.text.clear();
-                    answer.reasoning.clear();
-                    answer.refusal = None;
-                }
-            }
-            Payload::TextDelta(delta) => {
-                if let Some(answer) = self.message(&delta.message_id) {
-                    answer.text.push_str(&delta.text);
-                }
-            }
-            Payload::ReasoningDelta(delta) => {
-                if let Some(answer) = self.message(&delta.message_id) {
-                    answer.reasoning.push_str(&delta.text);
-                }
-            }
-            Payload::RefusalDelta(delta) => {
-                if let Some(answer) = self.message(&delta.message_id) {
-                    answer.refusal.get_or_insert_default().push_str(&delta.text);
-                }
-            }
             Payload::AssistantMessage(whole) => {
                 if !self.by_id.contains_key(&whole.message_id) {
                     let answer = Answer::new(whole.message_id.clone(), whole.choice.unwrap_or(0), None);
@@ -193,6 +172,7 @@ impl Fold {
             Payload::Error(error) => {
                 self.error.get_or_insert_with(|| (**error).clone());
             }
+            // Deltas among them: every message is closed by its whole, also where a stream breaks off.
             _ => {}
         }
     }
@@ -288,9 +268,9 @@ impl Fold {
 /// Folds a whole stream's bytes, fed `split` bytes at a time (0: at once).
 ///
 /// # Errors
-/// The provider is unknown or not recognised, the bytes are no stream, or the reader is `strict` and they break the format.
-pub fn fold_bytes(data: &[u8], provider: &str, split: usize, strict: bool) -> Result<Fold, ProtocolError> {
-    let mut normalizer = Normalizer::new(provider, Options { strict, ..Options::default() })?;
+/// The provider is unknown or not recognised, the bytes are no stream, or the reader is strict and they break the format.
+pub fn fold_bytes(data: &[u8], provider: &str, split: usize, options: Options) -> Result<Fold, ProtocolError> {
+    let mut normalizer = Normalizer::new(provider, options)?;
     let mut fold = Fold::new(provider);
     for piece in data.chunks(if split == 0 { data.len().max(1) } else { split }) {
         normalizer.feed(piece)?;

@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
+use super::keeper::{Keeper, StoreOptions};
 use super::redact::Redact;
 use super::{Limits, Session, SessionError, now_ms};
+use crate::store::{LogStore, StoreError, is_key};
 
 /// The sessions, and the store they live in. Safe from every thread.
 pub struct Hub {
@@ -24,6 +26,8 @@ pub(crate) struct Shared {
     limits: Limits,
     redact: Option<Arc<dyn Redact>>,
     sessions: Mutex<Sessions>,
+    /// None: in memory.
+    keeper: Option<Arc<Keeper>>,
     totals: Arc<Totals>,
     forgotten: AtomicU64,
     making_room: Mutex<()>,
@@ -70,13 +74,28 @@ pub fn random_word(length: usize) -> String {
 impl Hub {
     /// A hub in memory.
     pub fn new(limits: Limits) -> Self {
-        Self::with_redaction(limits, None)
+        Self::make(limits, None, None)
+    }
+
+    /// A hub whose sessions live in `store`, which other hubs of other processes may share.
+    pub fn with_store(
+        limits: Limits,
+        store: Arc<dyn LogStore>,
+        options: StoreOptions,
+        redact: Option<Arc<dyn Redact>>,
+    ) -> Result<Self, StoreError> {
+        Ok(Self::make(limits, redact, Some(Keeper::start(store, options)?)))
     }
 
     /// A hub in memory whose events pass `redact` before anything is stored.
     pub fn with_redaction(limits: Limits, redact: Option<Arc<dyn Redact>>) -> Self {
+        Self::make(limits, redact, None)
+    }
+
+    fn make(limits: Limits, redact: Option<Arc<dyn Redact>>, keeper: Option<Arc<Keeper>>) -> Self {
         let shared = Shared {
             redact,
+            keeper,
             sessions: Mutex::new(Sessions { by_id: HashMap::new(), swept: now_ms() }),
             totals: Arc::new(Totals {
                 events: AtomicU64::new(0),
@@ -96,25 +115,25 @@ impl Hub {
         &self.shared.limits
     }
 
-    /// The session `id`, made if it is new; without an id, a new one under an id nobody can guess.
+    /// The session `id`, made if it is new; without an id, a new one under an id nobody can guess. What a store has of it is
+    /// there when this returns; a turn whose writer is gone has been ended.
     ///
     /// # Errors
-    /// [`SessionError::Full`] for a new one where `max_sessions` are in use.
+    /// [`SessionError::Full`] for a new one where `max_sessions` are in use; what the store says, of a hub with one.
     pub fn session(&self, id: Option<&str>) -> Result<Arc<Session>, SessionError> {
         let shared = &self.shared;
         shared.sweep();
+        if let Some(keeper) = &shared.keeper {
+            let id: Arc<str> = id.map_or_else(|| Arc::from(random_word(32)), Arc::from);
+            return shared.open_stored(keeper, &id, true);
+        }
         let mut sessions = shared.sessions.lock();
         if let Some(known) = id.and_then(|id| sessions.by_id.get(id)) {
             return Ok(known.clone());
         }
         if sessions.by_id.len() >= shared.limits.max_sessions {
             drop(sessions);
-            // Some at a time: finding the longest still means looking at all.
-            shared.forget_idle((shared.limits.max_sessions / 16).max(1));
-            sessions = shared.sessions.lock();
-            if sessions.by_id.len() >= shared.limits.max_sessions {
-                return Err(SessionError::Full(shared.limits.max_sessions));
-            }
+            sessions = shared.make_place()?;
         }
         let id: Arc<str> = id.map_or_else(|| Arc::from(random_word(32)), Arc::from);
         let make = |id: &Arc<str>| Session::of_hub(id, shared);
@@ -124,6 +143,9 @@ impl Hub {
     /// The session `id`, if there is one. To the millisecond: one whose time is over is gone.
     pub fn find(&self, id: &str) -> Result<Arc<Session>, SessionError> {
         self.shared.sweep();
+        if let Some(keeper) = &self.shared.keeper {
+            return self.shared.open_stored(keeper, id, false);
+        }
         let mut sessions = self.shared.sessions.lock();
         let session = sessions.by_id.get(id).cloned().ok_or(SessionError::Unknown)?;
         if self.shared.is_over(&session, now_ms()) {
@@ -135,6 +157,11 @@ impl Hub {
         Ok(session)
     }
 
+    /// Waits, a while, until the store has what was logged: true if it has.
+    pub fn flush(&self) -> bool {
+        self.shared.all().iter().all(|session| session.flush())
+    }
+
     /// All sessions, newest activity first.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         let mut all = self.shared.all();
@@ -142,21 +169,38 @@ impl Hub {
         all
     }
 
-    /// Ends the session and forgets it; false when there was none.
+    /// [`Self::remove`] for a hub in memory, which refuses nothing.
     pub fn delete(&self, id: &str) -> bool {
+        self.remove(id).unwrap_or(false)
+    }
+
+    /// Ends the session and forgets it, in the store too; false when there was none.
+    pub fn remove(&self, id: &str) -> Result<bool, SessionError> {
         let session = self.shared.sessions.lock().by_id.remove(id);
-        session.is_some_and(|session| {
+        if let Some(keeper) = &self.shared.keeper {
+            if let Some(session) = session {
+                session.close(Some("deleted"));
+                session.break_off();
+                session.leave_hub();
+            }
+            return if is_key(id) { keeper.store.delete(id).map_err(SessionError::Store) } else { Ok(false) };
+        }
+        Ok(session.is_some_and(|session| {
             session.close(Some("deleted"));
             session.leave_hub();
             true
-        })
+        }))
     }
 
-    /// Ends all sessions and forgets them.
+    /// Ends all sessions and forgets them. In a store they stay: only the turns that run here are ended.
     pub fn close(&self) {
         let all: Vec<_> = self.shared.sessions.lock().by_id.drain().map(|(_, session)| session).collect();
         for session in all {
-            session.close(Some("hub_closed"));
+            if self.shared.keeper.is_none() {
+                session.close(Some("hub_closed"));
+            } else if session.writes() {
+                session.cancel("hub_closed");
+            }
             session.leave_hub();
         }
     }
@@ -191,6 +235,51 @@ impl Shared {
 
     pub(crate) fn totals(&self) -> Arc<Totals> {
         self.totals.clone()
+    }
+
+    fn open_stored(self: &Arc<Self>, keeper: &Arc<Keeper>, id: &str, create: bool) -> Result<Arc<Session>, SessionError> {
+        if !is_key(id) {
+            return Err(if create { SessionError::BadId } else { SessionError::Unknown });
+        }
+        for _ in 0..3 {
+            let known = self.sessions.lock().by_id.get(id).cloned();
+            let session = if let Some(session) = known.filter(|session| !session.is_broken()) {
+                session
+            } else {
+                // Read without the map's lock; of two that read at once, one is kept.
+                let opened = Session::open_stored(id, self, keeper, create)?;
+                let mut sessions = self.make_place()?;
+                let kept = sessions.by_id.entry(opened.id().clone()).or_insert_with(|| opened.clone());
+                if kept.is_broken() {
+                    kept.leave_hub();
+                    *kept = opened;
+                }
+                kept.clone()
+            };
+            match session.follow() {
+                // Gone, or begun anew, since it was read.
+                Err(SessionError::Unknown) => {}
+                // Somebody else ends the turn, or the store is away: what is known is given.
+                _ => return Ok(session),
+            }
+        }
+        Err(SessionError::Unknown)
+    }
+
+    /// The map, with room for one more.
+    fn make_place(&self) -> Result<MutexGuard<'_, Sessions>, SessionError> {
+        let sessions = self.sessions.lock();
+        if sessions.by_id.len() < self.limits.max_sessions {
+            return Ok(sessions);
+        }
+        drop(sessions);
+        // Some at a time: finding the longest still means looking at all.
+        self.forget_idle((self.limits.max_sessions / 16).max(1));
+        let sessions = self.sessions.lock();
+        if sessions.by_id.len() >= self.limits.max_sessions {
+            return Err(SessionError::Full(self.limits.max_sessions));
+        }
+        Ok(sessions)
     }
 
     fn all(&self) -> Vec<Arc<Session>> {
@@ -305,5 +394,12 @@ impl Membership {
         let (all_events, all_bytes) = (add(&totals.events, events, self.events), add(&totals.bytes, bytes, self.bytes));
         (self.events, self.bytes) = (events, bytes);
         all_events > totals.events_wall.load(Ordering::Relaxed) || all_bytes > totals.bytes_wall.load(Ordering::Relaxed)
+    }
+}
+
+/// A session that is dropped weighs nothing any more, also one that its hub never had: of two that read a store at once.
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.tell(0, 0);
     }
 }

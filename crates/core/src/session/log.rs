@@ -1,8 +1,9 @@
 //! The log of one session: a dense sequence of events, bounded by count, bytes and age.
 //!
 //! Invariants: 1. `seq` rises by one per append, from 1, and is never given twice; 2. what leaves the front is folded
-//! into `base` first, so that `base` plus the entries is always the whole history; 3. deltas whose final event is in
-//! the log leave before anything else; a reader meets the hole they leave as a gap; 4. an entry never changes.
+//! into `base` first, so that `base` plus the entries is always the whole history (an open message in `base` may lack deltas
+//! that its whole, in the entries, covers); 3. deltas whose final event is in the log leave before anything else; a reader
+//! meets the hole they leave as a gap; 4. an entry never changes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -41,11 +42,22 @@ pub(crate) struct Log {
     /// Deltas in `entries` whose message or call is done: a compaction pass pays off once they are an eighth.
     spent: usize,
     pub(crate) evicted: u64,
+    /// Events after this seq wait for a store: no reader sees them, and they stay.
+    pub(crate) seen: u64,
 }
 
 impl Log {
     pub(crate) fn new() -> Self {
-        Self { entries: VecDeque::new(), head: 0, trimmed: 0, base: State::default(), bytes: 0, spent: 0, evicted: 0 }
+        Self {
+            entries: VecDeque::new(),
+            head: 0,
+            trimmed: 0,
+            base: State::default(),
+            bytes: 0,
+            spent: 0,
+            evicted: 0,
+            seen: u64::MAX,
+        }
     }
 
     /// Returns the entry's seq.
@@ -55,6 +67,15 @@ impl Log {
         self.bytes += entry.event.size() + size_of::<Entry>();
         self.entries.push_back(entry);
         self.head
+    }
+
+    /// Takes back what came after `seq`.
+    pub(crate) fn truncate(&mut self, seq: u64) {
+        while self.entries.back().is_some_and(|entry| entry.event.seq > seq) {
+            let Some(entry) = self.entries.pop_back() else { break };
+            self.bytes -= entry.event.size() + size_of::<Entry>();
+        }
+        self.head = seq;
     }
 
     /// `count` more deltas are covered by their final event.
@@ -83,8 +104,9 @@ impl Log {
         }
         let before = self.entries.len();
         let mut freed = 0;
+        let seen = self.seen;
         self.entries.retain(|entry| {
-            let keep = entry.event.payload.class() != Class::Delta || !is_spent(&entry.event);
+            let keep = entry.event.payload.class() != Class::Delta || entry.event.seq > seen || !is_spent(&entry.event);
             if !keep {
                 freed += entry.event.size() + size_of::<Entry>();
             }
@@ -102,6 +124,9 @@ impl Log {
         }
         let oldest = now.saturating_sub(limits.max_age_ms);
         while self.entries.len() > 1 && (over(self) || self.entries[0].event.time < oldest) {
+            if self.entries[0].event.seq > self.seen {
+                break;
+            }
             let Some(entry) = self.entries.pop_front() else { break };
             self.base.apply(&entry.event);
             // A hole right behind the front has left with it.

@@ -10,13 +10,17 @@
 mod admit;
 pub mod fold;
 pub mod hub;
+mod keeper;
 mod log;
 #[cfg(all(test, loom))]
 mod models;
+mod produce;
 pub mod redact;
 pub mod stall;
 mod state;
+mod stored;
 mod turn;
+mod waiters;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -24,12 +28,18 @@ use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use hub::{Hub, HubStatistics};
+pub use keeper::{BACKLOG_EVENTS, PATIENCE, StoreOptions};
 pub use log::Entry;
 use log::Log;
+pub use produce::Taken;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
+pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use turn::{Ending, Started, TurnOptions};
+pub use waiters::Ticket;
+use waiters::Waiters;
 
 use crate::event::{Class, Context, Json, Payload, PayloadError, Status};
+use crate::store::StoreError;
 use crate::sync::{AtomicU64, Mutex};
 
 /// How much a session keeps, and how much all sessions of a hub keep together.
@@ -112,6 +122,18 @@ pub enum SessionError {
     /// The payload is not of the vocabulary.
     #[error(transparent)]
     Payload(#[from] PayloadError),
+    /// Another process writes the session.
+    #[error("another process writes this session")]
+    NotWriter {
+        /// How long its lease still runs, unless it renews it.
+        remaining_ms: u64,
+    },
+    /// The id cannot be a key in a store.
+    #[error("session id: expected 1 to 128 of A-Z a-z 0-9 . _ ~ - : @")]
+    BadId,
+    /// The store refuses.
+    #[error(transparent)]
+    Store(StoreError),
 }
 
 /// Exact counts of what a session did.
@@ -182,6 +204,8 @@ pub(crate) struct Inner {
     closed: bool,
     cancelling: Option<Box<dyn FnOnce() + Send>>,
     clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
+    producers: Vec<produce::Producer>,
+    notes: Vec<(Box<str>, Json)>,
     statistics: Statistics,
     /// `subscriber_failures` when the running turn began.
     failures_before: u64,
@@ -194,11 +218,11 @@ pub(crate) struct Inner {
     capped: Vec<crate::event::Id>,
     membership: Option<hub::Membership>,
     minted: u64,
-    waiters: Vec<Waker>,
-    /// Rises each time `waiters` is taken: a reader knows by it whether it is still registered.
-    generation: u64,
+    waiters: Waiters,
     paces: Vec<Arc<Pace>>,
-    pace_waiters: Vec<Waker>,
+    pace_waiters: Waiters,
+    /// What a session in a store keeps besides.
+    stored: Option<Box<stored::Stored>>,
 }
 
 /// One conversation: one log, and the state folded from it. Shared by `Arc`; every method is safe from every thread.
@@ -213,6 +237,7 @@ pub struct Session {
     redaction_failures: std::sync::atomic::AtomicU64,
     /// Read without the lock by feeds that want to stop early.
     cancelled: AtomicBool,
+    link: Option<stored::Link>,
 }
 
 /// What [`Session::page`] found.
@@ -235,21 +260,37 @@ pub struct Page {
 }
 
 impl Session {
-    /// A new, empty session.
+    /// A new, empty session in memory.
     pub fn new(id: &str, limits: Limits) -> Arc<Self> {
-        Self::made(id, limits, None)
+        Arc::new(Self::bare(id, limits, None, None))
     }
 
     pub(crate) fn of_hub(id: &str, hub: &Arc<hub::Shared>) -> Arc<Self> {
-        Self::made(id, hub.limits(), Some(hub))
+        Arc::new(Self::bare(id, hub.limits(), None, Some(hub)))
     }
 
-    fn made(id: &str, limits: Limits, hub: Option<&Arc<hub::Shared>>) -> Arc<Self> {
+    /// A session of which `parts` makes what it needs to live in a store.
+    fn make(
+        id: &str,
+        hub: &Arc<hub::Shared>,
+        epoch: &str,
+        parts: impl FnOnce(&std::sync::Weak<Self>) -> (stored::Link, stored::Stored),
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|weak| {
+            let mut session = Self::bare(id, hub.limits(), Some(epoch), Some(hub));
+            let (link, stored) = parts(weak);
+            session.link = Some(link);
+            session.inner.lock().stored = Some(Box::new(stored));
+            session
+        })
+    }
+
+    fn bare(id: &str, limits: Limits, epoch: Option<&str>, hub: Option<&Arc<hub::Shared>>) -> Self {
         let id: Arc<str> = Arc::from(id);
         let context = Arc::new(Context::of_session(&id));
-        Arc::new(Self {
+        Self {
             id,
-            epoch: Arc::from(hub::random_word(8)),
+            epoch: epoch.map_or_else(|| Arc::from(hub::random_word(8)), Arc::from),
             born: now_ms(),
             inner: Mutex::new(Inner {
                 log: Log::new(),
@@ -259,6 +300,8 @@ impl Session {
                 closed: false,
                 cancelling: None,
                 clients: Vec::new(),
+                producers: Vec::new(),
+                notes: Vec::new(),
                 statistics: Statistics::default(),
                 failures_before: 0,
                 now: 0,
@@ -267,17 +310,18 @@ impl Session {
                 capped: Vec::new(),
                 membership: hub.map(|hub| hub::Membership::new(hub.totals())),
                 minted: 0,
-                waiters: Vec::new(),
-                generation: 1,
+                waiters: Waiters::default(),
                 paces: Vec::new(),
-                pace_waiters: Vec::new(),
+                pace_waiters: Waiters::default(),
+                stored: None,
             }),
             readers: AtomicUsize::new(0),
             redact: hub.and_then(|hub| hub.redact()),
             hub: hub.map(Arc::downgrade),
             redaction_failures: std::sync::atomic::AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
-        })
+            link: None,
+        }
     }
 
     /// The session's id.
@@ -301,13 +345,20 @@ impl Session {
         // The tick may be behind an exact time that was taken before it. What is further behind, somebody has set.
         inner.now = if inner.now.wrapping_sub(now) <= TICK_MS { inner.now } else { now };
         let result = change(&mut inner);
-        let changed = inner.log.head != before || inner.closed;
-        let waiters = if changed && !inner.waiters.is_empty() { inner.take_waiters() } else { Vec::new() };
-        let producers = if inner.closed { std::mem::take(&mut inner.pace_waiters) } else { Vec::new() };
+        inner.hand_over(before);
+        // What waits for a store wakes nobody yet.
+        let changed = (inner.log.head != before || inner.closed) && inner.log.seen == u64::MAX;
+        let waiters = (changed && inner.waiters.len() > 0).then(|| inner.waiters.take());
+        let producers = inner.closed.then(|| inner.pace_waiters.take());
         let full = inner.tell_hub();
         drop(inner);
         // A waker may ring a descriptor or take another lock: never under ours.
-        waiters.into_iter().chain(producers).for_each(Waker::wake);
+        if let Some(waiters) = waiters {
+            waiters.for_each(Waker::wake);
+        }
+        if let Some(producers) = producers {
+            producers.for_each(Waker::wake);
+        }
         if full && let Some(hub) = self.hub.as_ref().and_then(Weak::upgrade) {
             hub.make_room();
         }
@@ -319,6 +370,7 @@ impl Session {
     /// `turn` `None` means the running turn, or, where none runs, the session itself (turn 0).
     pub fn emit(&self, turn: Option<u32>, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
         let Some((payload, extra)) = self.redacted(payload, extra) else { return Ok(self.position().head) };
+        let _hold = self.hold(turn)?;
         self.change(|inner| {
             let emitted = inner.enter(&self.id, turn).and_then(|turn| inner.admit(&self.id, turn, payload, extra));
             inner.settle();
@@ -331,14 +383,16 @@ impl Session {
         if self.redact.is_some() {
             return self.emit_redacted(turn, payloads);
         }
+        let _hold = self.hold(Some(turn)).inspect_err(|_| payloads.clear())?;
         // A delta's time is the last tick's: nobody sets a watch by it.
         let deltas = payloads.iter().all(|payload| payload.class() == Class::Delta);
-        let emitted = self.change_at(if deltas { tick_ms() } else { now_ms() }, |inner| {
-            let mut emitted = inner.enter(&self.id, Some(turn)).map(|_| 0);
+        let (mut count, mut failed) = (0, None);
+        self.change_at(if deltas { tick_ms() } else { now_ms() }, |inner| {
+            failed = inner.enter(&self.id, Some(turn)).err();
             // From the back, and a delta is looked at where it lies: it is copied once, to where it stays. A copy on the
             // way is read in other widths than it was written, and waits for that (20 ns of a delta's 240).
             payloads.reverse();
-            while let (Ok(count), Some(last)) = (&mut emitted, payloads.last_mut()) {
+            while let (None, Some(last)) = (&failed, payloads.last_mut()) {
                 let delta = last.class() == Class::Delta;
                 let taken = !delta || inner.takes_delta(turn, last);
                 let payload = payloads.swap_remove(payloads.len() - 1);
@@ -347,21 +401,21 @@ impl Session {
                 } else if delta {
                     inner.push_delta(turn, payload, None);
                 } else if let Err(error) = inner.admit(&self.id, turn, payload, None) {
-                    emitted = Err(error);
+                    failed = Some(error);
                     continue;
                 }
-                *count += 1;
+                count += 1;
             }
             inner.settle();
-            emitted
         });
         payloads.clear();
-        emitted
+        failed.map_or(Ok(count), Err)
     }
 
     /// [`Self::emit_all`] where a hook must see them first, which it does before the lock.
     fn emit_redacted(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
         let stored: Vec<_> = payloads.drain(..).filter_map(|payload| self.redacted(payload, None)).collect();
+        let _hold = self.hold(Some(turn))?;
         self.change(|inner| {
             let emitted = inner.enter(&self.id, Some(turn)).and_then(|turn| {
                 let count = stored.len();
@@ -373,21 +427,31 @@ impl Session {
         })
     }
 
-    /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.
+    /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing. Where another process
+    /// writes the session, asks it to cancel its turn, and no more.
     pub fn close(&self, reason: Option<&str>) {
+        let hold = self.hold(None);
         self.cancel("session_closed");
+        if hold.is_err() {
+            return;
+        }
         self.change(|inner| {
-            if !inner.closed {
+            if !inner.closed && inner.writes() {
                 inner.push(Payload::SessionEnd(Box::new(crate::event::SessionEnd { reason: reason.map(Into::into) })), None, 0);
                 inner.closed = true;
             }
         });
     }
 
-    /// Copies up to `max` entries after `seq` into `out`, and no more once they weigh `max_bytes`.
-    pub fn page(&self, seq: u64, max: usize, max_bytes: usize, out: &mut Vec<Arc<Entry>>) -> Page {
+    /// Copies up to `max` entries after `seq` into `out`, and no more once they weigh `max_bytes`. Where some of them have left
+    /// the log's front, also their fold, and the seq up to which it goes: both under one lock, so that nothing can leave between
+    /// them.
+    pub fn page(&self, seq: u64, max: usize, max_bytes: usize, out: &mut Vec<Arc<Entry>>) -> (Page, Option<(u64, Json)>) {
         let inner = self.inner.lock();
-        let entries = inner.log.entries.iter().skip(inner.log.after(seq)).take(max);
+        let base = (inner.log.trimmed > seq).then(|| (inner.log.trimmed, inner.log.base.snapshot_json()));
+        let start = inner.log.after(seq);
+        let seen = inner.log.seen;
+        let entries = inner.log.entries.iter().skip(start).take(max).take_while(|entry| entry.event.seq <= seen);
         if max_bytes == usize::MAX {
             out.extend(entries.cloned());
         } else {
@@ -400,7 +464,7 @@ impl Session {
                 }
             }
         }
-        inner.position()
+        (inner.position(), base)
     }
 
     /// Where the log stands.
@@ -410,44 +474,54 @@ impl Session {
 
     /// Has `waker` called when the log changes, unless it already holds something after `seq` or is closed: then false,
     /// and the caller looks again. Looking and registering under one lock is what makes a lost wake-up impossible.
-    /// `ticket` is the caller's own, 0 at first: it keeps a reader from registering twice.
-    pub fn park(&self, seq: u64, waker: &Waker, ticket: &mut u64) -> bool {
+    pub fn park(&self, seq: u64, waker: &Waker, ticket: &mut Ticket) -> bool {
         let mut inner = self.inner.lock();
-        if inner.log.head > seq || inner.closed {
+        if inner.seen_head() > seq || inner.is_over() {
             return false;
         }
-        if *ticket != inner.generation {
-            *ticket = inner.generation;
-            inner.waiters.push(waker.clone());
-        }
+        let replaced = inner.waiters.wait(ticket, waker);
+        drop(inner);
+        drop(replaced);
         true
     }
 
-    /// Forgets a waker of [`Self::park`].
-    pub fn unpark(&self, waker: &Waker, ticket: &mut u64) {
-        if std::mem::take(ticket) != 0 {
-            self.inner.lock().waiters.retain(|known| !known.will_wake(waker));
+    /// Takes [`Self::park`] back: nothing of the waiter's stays here.
+    pub fn unpark(&self, ticket: &mut Ticket) {
+        if ticket.is_taken() {
+            let left = self.inner.lock().waiters.leave(ticket);
+            drop(left);
         }
     }
 
-    /// Whether the producer may go on: no pacing reader lags by its window. Else `waker` is called when it may.
-    pub fn may_produce(&self, waker: Option<&Waker>) -> bool {
+    /// Whether the producer may go on: no pacing reader lags by its window.
+    pub fn may_produce(&self) -> bool {
+        self.inner.lock().may_produce()
+    }
+
+    /// Has `waker` called when the producer may go on, unless it may: then false.
+    pub fn wait_to_produce(&self, waker: &Waker, ticket: &mut Ticket) -> bool {
         let mut inner = self.inner.lock();
-        let head = inner.log.head;
-        // Acquire pairs with the reader's release in `advance`.
-        let free =
-            inner.closed || inner.paces.iter().all(|pace| head.saturating_sub(pace.seq.load(Ordering::Acquire)) < pace.window);
-        if let (false, Some(waker)) = (free, waker)
-            && !inner.pace_waiters.iter().any(|known| known.will_wake(waker))
-        {
-            inner.pace_waiters.push(waker.clone());
+        if inner.may_produce() {
+            return false;
         }
-        free
+        let replaced = inner.pace_waiters.wait(ticket, waker);
+        drop(inner);
+        drop(replaced);
+        true
     }
 
-    /// Forgets a waker of [`Self::may_produce`].
-    pub fn leave_producers(&self, waker: &Waker) {
-        self.inner.lock().pace_waiters.retain(|known| !known.will_wake(waker));
+    /// Takes [`Self::wait_to_produce`] back.
+    pub fn leave_producing(&self, ticket: &mut Ticket) {
+        if ticket.is_taken() {
+            let left = self.inner.lock().pace_waiters.leave(ticket);
+            drop(left);
+        }
+    }
+
+    /// Readers and producers that are registered to be called.
+    pub fn waiting(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.waiters.len(), inner.pace_waiters.len())
     }
 
     /// Counts a call of a subscriber that raised: the running turn's completion says how many there were.
@@ -462,9 +536,9 @@ impl Session {
     pub(crate) fn leave_pace(&self, pace: &Arc<Pace>) {
         let mut inner = self.inner.lock();
         inner.paces.retain(|known| !Arc::ptr_eq(known, pace));
-        let waiters = std::mem::take(&mut inner.pace_waiters);
+        let waiters = inner.pace_waiters.take();
         drop(inner);
-        waiters.into_iter().for_each(Waker::wake);
+        waiters.for_each(Waker::wake);
     }
 
     /// A pacing reader has come as far as `seq`: producers that waited may look again.
@@ -472,9 +546,9 @@ impl Session {
         // Under the lock, so that a producer cannot check before this and register after it.
         let mut inner = self.inner.lock();
         pace.seq.store(seq, Ordering::Release);
-        let waiters = std::mem::take(&mut inner.pace_waiters);
+        let waiters = inner.pace_waiters.take();
         drop(inner);
-        waiters.into_iter().for_each(Waker::wake);
+        waiters.for_each(Waker::wake);
     }
 
     pub(crate) fn count_reader(&self, joined: bool) {
@@ -491,9 +565,10 @@ impl Session {
         self.readers.load(Ordering::Relaxed)
     }
 
-    /// Whether a turn runs or a reader is open: then it is not forgotten to make room.
+    /// Whether a turn runs, a reader is open, or a store has not taken what it logged: then it is not forgotten to make room.
     pub fn in_use(&self) -> bool {
-        self.readers() > 0 || self.look(|state| state.running)
+        let inner = self.inner.lock();
+        self.readers() > 0 || inner.state.running || (self.link.is_some() && inner.writes())
     }
 
     /// Drops the deltas that their final event covers.
@@ -507,9 +582,7 @@ impl Session {
 
     /// The hub has forgotten it: it weighs nothing there any more.
     pub(crate) fn leave_hub(&self) {
-        if let Some(mut membership) = self.inner.lock().membership.take() {
-            membership.tell(0, 0);
-        }
+        drop(self.inner.lock().membership.take());
     }
 
     /// When something last happened here, in Unix milliseconds.
@@ -540,10 +613,31 @@ impl Session {
         (at, state.snapshot_json())
     }
 
+    /// The seq before the turn that `seq` is inside of; `seq` itself where it is inside of none, or the turn's beginning
+    /// has left the log. Linear in the events back to there.
+    pub fn turn_before(&self, seq: u64) -> u64 {
+        let inner = self.inner.lock();
+        let until = inner.log.after(seq);
+        for entry in inner.log.entries.range(..until).rev() {
+            match entry.event.payload {
+                Payload::TurnStart(_) => return entry.event.seq - 1,
+                Payload::Completion(_) => break,
+                _ => {}
+            }
+        }
+        seq
+    }
+
     /// The state at the log's head.
     pub fn head_snapshot(&self) -> (u64, Json) {
         let inner = self.inner.lock();
-        (inner.log.head, inner.state.snapshot_json())
+        (inner.seen_head(), inner.public().snapshot_json())
+    }
+
+    /// What was said so far, and the seq up to which: a reader from there sees exactly the rest.
+    pub fn messages_snapshot(&self) -> (u64, Json) {
+        let inner = self.inner.lock();
+        (inner.seen_head(), inner.public().messages_json())
     }
 
     /// The seq of the oldest event in the log.
@@ -565,14 +659,33 @@ impl Session {
         }
     }
 
+    /// Puts `value` on the status page under `name`, in place of what stood there: what is known of a run beside its events.
+    pub fn note(&self, name: &str, value: Json) {
+        let notes = &mut self.inner.lock().notes;
+        match notes.iter_mut().find(|(known, _)| **known == *name) {
+            Some((_, old)) => *old = value,
+            None => notes.push((name.into(), value)),
+        }
+    }
+
+    /// The number of the running turn.
+    pub fn running(&self) -> Option<u32> {
+        self.look(|state| state.running.then_some(state.turn))
+    }
+
+    /// Looks at the folded state as readers see it: without what a store has not taken yet.
+    pub fn see<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(self.inner.lock().public())
+    }
+
     /// The last turn's completion; none while a turn runs or before the first has ended.
     pub fn result(&self) -> Option<Json> {
-        self.look(|state| if state.running { None } else { state.outcome.as_ref().map(|outcome| outcome.completion.clone()) })
+        self.see(|state| if state.running { None } else { state.outcome.as_ref().map(|outcome| outcome.completion.clone()) })
     }
 
     /// The session's state in one word.
     pub fn state_word(&self) -> &'static str {
-        self.look(State::word)
+        self.see(State::word)
     }
 
     /// The status page, as JSON.
@@ -580,6 +693,7 @@ impl Session {
         use state::{key, object};
         let readers = self.readers();
         let inner = self.inner.lock();
+        let (state, head) = (inner.public(), inner.seen_head());
         let mut out = Vec::new();
         let text = |out: &mut Vec<u8>, name, value: &str| {
             key(out, name);
@@ -594,32 +708,35 @@ impl Session {
             crate::event::Field::write(&value, out);
         };
         text(&mut out, "session_id", &self.id);
-        text(&mut out, "state", inner.state.word());
-        number(&mut out, "turn", Some(inner.state.turn.into()));
+        text(&mut out, "state", state.word());
+        number(&mut out, "turn", Some(state.turn.into()));
         text(&mut out, "epoch", &self.epoch);
-        number(&mut out, "head", Some(inner.log.head));
+        number(&mut out, "head", Some(head));
         number(&mut out, "earliest", inner.log.entries.front().map(|entry| entry.event.seq));
-        text(&mut out, "cursor", &format!("{}.{}", self.epoch, inner.log.head));
+        text(&mut out, "cursor", &format!("{}.{}", self.epoch, head));
         let earliest = inner.log.entries.front().map(|_| format!("{}.{}", self.epoch, inner.log.trimmed));
         json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
-        json(&mut out, "progress", Some(inner.state.progress_json(now_ms())));
-        if inner.state.running {
+        json(&mut out, "progress", Some(state.progress_json(now_ms())));
+        if state.running {
             key(&mut out, "progress_age_s");
             #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
             crate::event::json::write_f64(&mut out, now_ms().saturating_sub(inner.progressed) as f64 / 1000.0);
             key(&mut out, "stalled");
             crate::event::Field::write(&inner.stalled, &mut out);
         }
-        json(&mut out, "usage", inner.state.usage_json());
-        let failed = inner.state.outcome.as_ref().filter(|_| !inner.state.running);
+        json(&mut out, "usage", state.usage_json());
+        let failed = state.outcome.as_ref().filter(|_| !state.running);
         let error = failed.and_then(|outcome| {
             outcome.completion.to_value().get("error").filter(|error| !error.is_null()).map(Json::from_value)
         });
-        json(&mut out, "error", error.or_else(|| inner.state.error.as_ref().map(|(_, error)| error.clone())));
+        json(&mut out, "error", error.or_else(|| state.error.as_ref().map(|(_, error)| error.clone())));
         number(&mut out, "readers", Some(readers as u64));
         number(&mut out, "subscriber_failures", Some(inner.statistics.subscriber_failures));
-        number(&mut out, "started", inner.state.started);
-        number(&mut out, "updated", inner.state.updated);
+        number(&mut out, "started", state.started);
+        number(&mut out, "updated", state.updated);
+        for (name, value) in &inner.notes {
+            json(&mut out, name, Some(value.clone()));
+        }
         object(out)
     }
 }
@@ -638,14 +755,15 @@ impl State {
 
 impl Inner {
     fn position(&self) -> Page {
+        let state = self.public();
         Page {
-            head: self.log.head,
+            head: self.seen_head(),
             trimmed: self.log.trimmed,
-            closed: self.closed,
-            turn: self.state.turn,
-            running: self.state.running,
-            last_end: self.state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
-            last_turn: self.state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
+            closed: self.is_over(),
+            turn: state.turn,
+            running: state.running,
+            last_end: state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
+            last_turn: state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
         }
     }
 
@@ -655,9 +773,20 @@ impl Inner {
         self.membership.as_mut().is_some_and(|membership| membership.tell(events, bytes))
     }
 
-    fn take_waiters(&mut self) -> Vec<Waker> {
-        self.generation += 1;
-        std::mem::take(&mut self.waiters)
+    /// The newest seq that readers see.
+    fn seen_head(&self) -> u64 {
+        self.log.head.min(self.log.seen)
+    }
+
+    /// Whether nothing comes that readers have not seen.
+    fn is_over(&self) -> bool {
+        self.closed && self.log.head <= self.log.seen
+    }
+
+    fn may_produce(&self) -> bool {
+        // Acquire pairs with the reader's release in `advance`.
+        let lag = |pace: &Arc<Pace>| self.log.head.saturating_sub(pace.seq.load(Ordering::Acquire));
+        self.closed || self.paces.iter().all(|pace| lag(pace) < pace.window)
     }
 
     /// Makes the log fit its limits again.

@@ -6,7 +6,7 @@ use std::task::{Wake, Waker};
 use loom::sync::Notify;
 use loom::thread;
 
-use super::{Limits, Session, TurnOptions};
+use super::{Ending, Limits, Session, Ticket, TurnOptions};
 use crate::event::Payload;
 use crate::reader::{Follow, Item, Poll, ReadOptions, Reader};
 
@@ -19,7 +19,11 @@ impl Wake for Bell {
 }
 
 fn session() -> Arc<Session> {
-    let session = Session::new("s", Limits::default());
+    session_of(Limits::default())
+}
+
+fn session_of(limits: Limits) -> Arc<Session> {
+    let session = Session::new("s", limits);
     session.start_turn(TurnOptions::default()).unwrap();
     session
 }
@@ -95,7 +99,8 @@ fn a_close_meets_an_append() {
 fn wait_to_produce(session: &Session) {
     let bell = Arc::new(Bell(Notify::new()));
     let waker = Waker::from(bell.clone());
-    while !session.may_produce(Some(&waker)) {
+    let mut ticket = Ticket::default();
+    while session.wait_to_produce(&waker, &mut ticket) {
         bell.0.wait();
     }
 }
@@ -125,5 +130,138 @@ fn a_pacing_reader_that_leaves_meets_a_producer_that_waits() {
         let leaving = thread::spawn(move || drop(pacing));
         wait_to_produce(&session);
         leaving.join().unwrap();
+    });
+}
+
+/// Guards: in `Reader::close`, `self.unpark()`: a reader that leaves while parked leaves nothing, also where a publish has called
+/// it meanwhile; and the producer that it held back goes on.
+#[test]
+fn the_last_reader_leaves_while_a_publish_wakes_it() {
+    loom::model(|| {
+        let session = session();
+        let mut last = reader(&session, 1);
+        let bell = Arc::new(Bell(Notify::new()));
+        let leaving = {
+            let waker = Waker::from(bell.clone());
+            thread::spawn(move || {
+                while last.poll(8, &mut Vec::new()) == Poll::Ready {}
+                last.park(&waker);
+            })
+        };
+        wait_to_produce(&session);
+        session.emit(None, progress(), None).unwrap();
+        wait_to_produce(&session);
+        leaving.join().unwrap();
+        assert_eq!((session.readers(), session.waiting()), (0, (0, 0)));
+        assert_eq!(Arc::strong_count(&bell), 1);
+    });
+}
+
+/// Guards: in `Session::page`, that the fold of what left is taken under the lock that copies what is left: nothing leaves
+/// between the two.
+#[test]
+fn an_eviction_meets_a_read() {
+    loom::model(|| {
+        let session = session_of(Limits { max_events: 1, ..Limits::default() });
+        let mut reader = reader(&session, 0);
+        let evicting = {
+            let session = session.clone();
+            thread::spawn(move || (0..2).for_each(|_| assert!(session.emit(None, progress(), None).is_ok())))
+        };
+        let (mut items, mut next) = (Vec::new(), 1);
+        reader.poll(8, &mut items);
+        evicting.join().unwrap();
+        reader.poll(8, &mut items);
+        let mut items = items.iter().map(Item::event);
+        while let Some(event) = items.next() {
+            if let Payload::Gap(gap) = &event.payload {
+                assert_eq!((gap.first, &*gap.reason), (next, "trimmed"));
+                let Some(Payload::Snapshot(snapshot)) = items.next().map(|event| &event.payload) else { panic!("no snapshot") };
+                assert_eq!(snapshot.head, gap.last);
+                next = gap.last + 1;
+            } else {
+                assert_eq!(event.seq, next);
+                next += 1;
+            }
+        }
+        assert_eq!(next, 4);
+    });
+}
+
+/// Guards: in `Waiters::leave`, that it takes out its own: who leaves takes nobody else's call along, and comes back to news.
+#[test]
+fn a_cancelled_wait_meets_a_wake() {
+    loom::model(|| {
+        let session = session();
+        let mut waits = reader(&session, 0);
+        let mut leaves = reader(&session, 0);
+        let bell = Arc::new(Bell(Notify::new()));
+        let waker = Waker::from(bell.clone());
+        while waits.poll(8, &mut Vec::new()) == Poll::Ready {}
+        while leaves.poll(8, &mut Vec::new()) == Poll::Ready {}
+        assert!(waits.park(&waker) && leaves.park(Waker::noop()));
+        let leaving = thread::spawn(move || {
+            leaves.unpark();
+            read(&mut leaves, "progress")
+        });
+        let emitting = {
+            let session = session.clone();
+            thread::spawn(move || assert!(session.emit(None, progress(), None).is_ok()))
+        };
+        while waits.poll(8, &mut Vec::new()) != Poll::Ready {
+            bell.0.wait();
+        }
+        emitting.join().unwrap();
+        assert_eq!(leaving.join().unwrap(), ["progress"]);
+    });
+}
+
+/// Guards: in `cancel` and in `end_with`, asking whether the turn runs under the lock that ends it; in `enter`, the same.
+#[test]
+fn a_cancel_meets_an_end_and_an_append() {
+    loom::model(|| {
+        let session = session();
+        let ending = {
+            let session = session.clone();
+            thread::spawn(move || session.end_turn(1, Ending::default()))
+        };
+        let emitting = {
+            let session = session.clone();
+            thread::spawn(move || session.emit(Some(1), progress(), None).is_ok())
+        };
+        let cancelled = session.cancel("cancelled");
+        assert_ne!(ending.join().unwrap(), cancelled);
+        let said = emitting.join().unwrap();
+        session.close(None);
+        let kinds = read(&mut reader(&session, 0), "session_end");
+        let expected: &[_] = if said {
+            &["turn_start", "progress", "completion", "session_end"]
+        } else {
+            &["turn_start", "completion", "session_end"]
+        };
+        assert_eq!(kinds, expected);
+    });
+}
+
+/// Guards: in `on_cancel`, `if self.is_cancelled(turn)` after the look under the lock: the hook is called, once.
+#[test]
+fn a_cancel_meets_its_hook() {
+    loom::model(|| {
+        let session = session();
+        let called = Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+        let binding = {
+            let (session, called) = (session.clone(), called.clone());
+            thread::spawn(move || {
+                session.on_cancel(
+                    1,
+                    Box::new(move || {
+                        called.fetch_add(1, loom::sync::atomic::Ordering::SeqCst);
+                    }),
+                );
+            })
+        };
+        session.cancel("cancelled");
+        binding.join().unwrap();
+        assert_eq!(called.load(loom::sync::atomic::Ordering::SeqCst), 1);
     });
 }

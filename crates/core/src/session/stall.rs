@@ -24,12 +24,12 @@ impl Session {
         let over = |progressed: u64| super::now_ms().saturating_sub(progressed) >= timeout_ms;
         {
             let inner = self.inner.lock();
-            if !inner.state.running || inner.stalled || !over(inner.progressed) {
+            if !inner.state.running || !inner.writes() || inner.stalled || !over(inner.progressed) {
                 return false;
             }
         }
         self.change(|inner| {
-            if !inner.state.running || inner.stalled || !over(inner.progressed) {
+            if !inner.state.running || !inner.writes() || inner.stalled || !over(inner.progressed) {
                 return false;
             }
             let progressed = inner.progressed;

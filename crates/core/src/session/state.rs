@@ -38,6 +38,8 @@ pub struct MessageState {
     pub origin: Origin,
     /// How many of its deltas have been logged.
     pub deltas: usize,
+    /// How often what was shown of it has been withdrawn.
+    pub resets: u32,
 }
 
 /// A tool call.
@@ -123,8 +125,12 @@ fn same(one: &str, other: &str) -> bool {
 pub struct State {
     /// The newest turn; 0 before the first.
     pub turn: u32,
-    /// The seq of that turn's `turn_start`.
+    /// The seq of that turn's `turn_start`, and what it says beside the input.
     pub turn_start: u64,
+    /// Its request's own id.
+    pub client_id: Option<Text>,
+    /// Whatever else came with the request.
+    pub metadata: Option<Json>,
     /// The newest round of that turn.
     pub round: u32,
     /// Whether the newest turn runs.
@@ -209,6 +215,8 @@ impl State {
                 (self.turn, self.round, self.running, self.round_open, self.events) = (turn, 0, true, false, 1);
                 (self.usage, self.error, self.truncated, self.interrupted) = (None, None, None, None);
                 self.turn_start = event.seq;
+                self.client_id.clone_from(&start.client_id);
+                self.metadata.clone_from(&start.metadata);
                 self.stages.clear();
                 self.started = Some(event.time);
                 if start.input.is_some() {
@@ -242,6 +250,7 @@ impl State {
                 message.text.clear();
                 message.reasoning.clear();
                 message.refusal = None;
+                message.resets += 1;
                 // What contradicts is said anew and its calls stand; what is withdrawn goes with its calls.
                 if reset.reason.as_deref() != Some("contradicted") {
                     message.calls.clear();
@@ -339,6 +348,7 @@ impl State {
             finish_reason: None,
             origin: Origin::Provider,
             deltas: 0,
+            resets: 0,
         }
     }
 
@@ -514,6 +524,11 @@ impl State {
         Json::from_written(out)
     }
 
+    fn is_named(&self, call: &CallState) -> bool {
+        let at = call.message_id.as_ref().and_then(|id| self.message(id));
+        at.is_some_and(|at| self.messages[at].calls.iter().any(|named| named.call_id == call.id))
+    }
+
     fn message_json(&self, message: &MessageState) -> Json {
         let mut out = Vec::new();
         key(&mut out, "role");
@@ -541,11 +556,14 @@ impl State {
             if i > 0 {
                 out.push(b',');
             }
-            let known = self.calls.iter().rfind(|known| {
-                known.turn == message.turn
-                    && known.id == call.call_id
-                    && known.message_id.as_ref().is_none_or(|id| *id == message.id)
-            });
+            let of = |owner: Option<&Id>| {
+                let same = |known: &&CallState| {
+                    (known.turn, &known.id, known.message_id.as_ref()) == (message.turn, &call.call_id, owner)
+                };
+                self.calls.iter().rfind(same)
+            };
+            // One of a later round may have the same id and no message.
+            let known = of(Some(&message.id)).or_else(|| of(None));
             call_json(known, call).write(&mut out);
         }
         out.push(b']');
@@ -561,6 +579,10 @@ impl State {
             key(&mut out, "finish_reason");
             reason.write(&mut out);
         }
+        if message.resets > 0 {
+            key(&mut out, "resets");
+            write_u64(&mut out, message.resets.into());
+        }
         key(&mut out, "done");
         message.done.write(&mut out);
         object(out)
@@ -573,18 +595,32 @@ impl State {
         write_u64(&mut out, self.turn.into());
         key(&mut out, "running");
         self.running.write(&mut out);
+        if let Some(client_id) = &self.client_id {
+            key(&mut out, "client_id");
+            client_id.write(&mut out);
+        }
+        if let Some(metadata) = &self.metadata {
+            key(&mut out, "metadata");
+            metadata.write(&mut out);
+        }
         key(&mut out, "messages");
         self.messages_json().write(&mut out);
-        key(&mut out, "open_calls");
-        out.push(b'[');
-        let open = self.calls.iter().filter(|call| call.turn == self.turn && call.status.is_none());
-        for (i, call) in open.enumerate() {
-            if i > 0 {
-                out.push(b',');
+        // Those that wait for their result, and of the rest those that no message names.
+        for (name, open) in [("open_calls", true), ("other_calls", false)] {
+            key(&mut out, name);
+            out.push(b'[');
+            let calls = self
+                .calls
+                .iter()
+                .filter(|call| call.turn == self.turn && call.status.is_none() == open && (open || !self.is_named(call)));
+            for (i, call) in calls.enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                call_json(Some(call), &CallRef { call_id: call.id.clone(), name: call.name.clone() }).write(&mut out);
             }
-            call_json(Some(call), &CallRef { call_id: call.id.clone(), name: call.name.clone() }).write(&mut out);
+            out.push(b']');
         }
-        out.push(b']');
         key(&mut out, "progress");
         self.progress_json(self.updated.unwrap_or(0)).write(&mut out);
         key(&mut out, "usage");
@@ -617,6 +653,8 @@ fn call_json(known: Option<&CallState>, call: &CallRef) -> Json {
     key(&mut out, "name");
     call.name.write(&mut out);
     if let Some(known) = known {
+        key(&mut out, "round");
+        write_u64(&mut out, known.round.into());
         key(&mut out, "kind");
         known.kind.write(&mut out);
         key(&mut out, "arguments");
@@ -668,7 +706,8 @@ pub(crate) fn object(mut out: Vec<u8>) -> Json {
     Json::from_written(out)
 }
 
-fn empty_usage() -> Usage {
+/// Nothing said yet.
+pub(crate) fn empty_usage() -> Usage {
     Usage {
         input_tokens: None,
         output_tokens: None,
@@ -683,7 +722,7 @@ fn empty_usage() -> Usage {
 }
 
 /// Sums across responses; what nobody said stays unsaid.
-fn add_usage(sum: &mut Usage, usage: &Usage) {
+pub(crate) fn add_usage(sum: &mut Usage, usage: &Usage) {
     for (sum, more) in [
         (&mut sum.input_tokens, usage.input_tokens),
         (&mut sum.output_tokens, usage.output_tokens),

@@ -1,6 +1,8 @@
 //! The life of a turn: its start, and its one end, in order: open messages and calls closed, open stages and the round
 //! ended, the fallback message if nothing was said, the completion.
 
+use std::sync::Arc;
+
 use super::state::error_json;
 use super::{Inner, Session, SessionError};
 use crate::event::{
@@ -51,18 +53,25 @@ impl Session {
         let TurnOptions { input, client_id, backend, metadata } = options;
         // What is not stored is not kept to compare with either: equal requests are redacted equally.
         let start = self.redacted_start(TurnStart { input, client_id, metadata });
-        self.change(|inner| {
+        let _hold = match self.hold(None) {
+            // Another process writes: what is known answers, and where a turn runs, that is why.
+            Err(error @ SessionError::NotWriter { .. }) => {
+                let inner = self.inner.lock();
+                let active = SessionError::TurnActive { session: self.id.clone(), turn: inner.state.turn };
+                let error = if inner.state.running { active } else { error };
+                return inner.known_turn(&self.id, &start).unwrap_or(Err(error));
+            }
+            hold => hold?,
+        };
+        let started = self.change(|inner| {
             if inner.closed {
                 return Err(SessionError::Closed(self.id.clone()));
             }
-            if let Some(client_id) = &start.client_id
-                && let Some((_, input, turn, before)) = inner.clients.iter().find(|(known, ..)| **known == **client_id)
-            {
-                let (turn, before) = (*turn, *before);
-                if *input != start.input {
-                    return Err(SessionError::Conflict { session: self.id.clone(), turn });
-                }
-                return Ok(Started { turn, before, new: false });
+            if !inner.writes() {
+                return Err(SessionError::NotWriter { remaining_ms: 0 });
+            }
+            if let Some(known) = inner.known_turn(&self.id, &start) {
+                return known;
             }
             if inner.state.running {
                 return Err(SessionError::TurnActive { session: self.id.clone(), turn: inner.state.turn });
@@ -79,7 +88,11 @@ impl Session {
             inner.push(start.into(), None, turn);
             inner.settle();
             Ok(Started { turn, before, new: true })
-        })
+        });
+        if started.as_ref().is_ok_and(|started| started.new) {
+            self.flush(); // its cursor is handed out: readers find it, here and elsewhere
+        }
+        started
     }
 
     /// Ends a turn, once: true if this call did.
@@ -93,23 +106,12 @@ impl Session {
     /// Logs a fatal error and ends the turn as failed, once: true if this call did.
     pub fn fail_turn(&self, turn: u32, code: &str, message: &str) -> bool {
         let message = &*self.redacted_error(code, message);
-        self.end_with(turn, |inner| {
-            // The error that the stream itself said on its way out is the one: it is not said twice.
-            let said = inner.state.error.as_ref().map(|(_, error)| error.clone());
-            let said = said.filter(|error| error.to_value().get("code").is_some_and(|said| said == code));
-            let error = said.unwrap_or_else(|| {
-                let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
-                inner.push(error.into(), None, turn);
-                error_json(code, message, false)
-            });
-            let error = Some(error);
-            inner.finish_turn(turn, Ending { status: Some(Status::Failed), reason: Some(code.into()), error, fallback: None });
-        })
+        self.end_with(turn, |inner| inner.fail(turn, code, message))
     }
 
     fn end_with(&self, turn: u32, end: impl FnOnce(&mut Inner)) -> bool {
         let (runs, hook) = self.change(|inner| {
-            let runs = inner.state.running && inner.state.turn == turn;
+            let runs = inner.state.running && inner.state.turn == turn && inner.writes();
             if !runs {
                 return (false, None);
             }
@@ -118,6 +120,9 @@ impl Session {
             (true, inner.cancelling.take())
         });
         drop(hook); // as in `on_cancel`
+        if runs {
+            self.flush(); // whoever is told that a turn has ended finds its end
+        }
         runs
     }
 
@@ -136,10 +141,14 @@ impl Session {
         }
     }
 
-    /// Stops the running turn: ends it as cancelled with what it has so far, then calls its hook. False if none runs.
+    /// Stops the running turn: ends it as cancelled with what it has so far, then calls its hook. False if none runs. Where
+    /// another process writes the session, asks it to do so, which takes it a moment.
     pub fn cancel(&self, reason: &str) -> bool {
+        if !self.inner.lock().writes() {
+            return self.cancel_elsewhere(reason);
+        }
         let (ran, hook) = self.change(|inner| {
-            if !inner.state.running {
+            if !inner.state.running || !inner.writes() {
                 return (false, None);
             }
             self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -153,6 +162,9 @@ impl Session {
         });
         if let Some(hook) = hook {
             hook();
+        }
+        if ran {
+            self.flush();
         }
         ran
     }
@@ -170,6 +182,31 @@ impl Session {
 }
 
 impl Inner {
+    /// The turn that an earlier request of the same client id started.
+    fn known_turn(&self, session: &Arc<str>, start: &TurnStart) -> Option<Result<Started, SessionError>> {
+        let client_id = start.client_id.as_ref()?;
+        let (_, input, turn, before) = self.clients.iter().find(|(known, ..)| **known == **client_id)?;
+        let (turn, before) = (*turn, *before);
+        if *input != start.input {
+            return Some(Err(SessionError::Conflict { session: session.clone(), turn }));
+        }
+        Some(Ok(Started { turn, before, new: false }))
+    }
+
+    /// Logs a fatal error and ends the turn as failed.
+    pub(super) fn fail(&mut self, turn: u32, code: &str, message: &str) {
+        // The error that the stream itself said on its way out is the one: it is not said twice.
+        let said = self.state.error.as_ref().map(|(_, error)| error.clone());
+        let said = said.filter(|error| error.to_value().get("code").is_some_and(|said| said == code));
+        let error = said.unwrap_or_else(|| {
+            let error = Error { code: code.into(), message: message.into(), retryable: false, fatal: true, raw: None };
+            self.push(error.into(), None, turn);
+            error_json(code, message, false)
+        });
+        let ending = Ending { status: Some(Status::Failed), reason: Some(code.into()), error: Some(error), fallback: None };
+        self.finish_turn(turn, ending);
+    }
+
     pub(super) fn finish_turn(&mut self, turn: u32, ending: Ending) -> u64 {
         let status = match ending.status {
             // What failed did not complete, whatever the code that left the turn believes.

@@ -1,0 +1,857 @@
+//! Turns told to a client whose protocol has messages, tool calls and runs of its own.
+//!
+//! Owns what such protocols have in common: what has been shown of each message and call, which part is open, what a
+//! snapshot adds to it, and that all is closed before a turn's end is said. Knows no wire format: a [`Voice`] has the
+//! words. Invariants: 1. a part's or call's beginning comes before its pieces, its end after them, each once; 2. what is
+//! shown of a message is its text, whole, whatever was evicted: what deltas left out is said when the whole comes;
+//! 3. nothing of a turn comes before its beginning or after its end; 4. two calls of one turn never share an id.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{Encoder, Opening};
+use crate::event::{
+    AssistantMessage, CallRef, Completion, Event, FinishReason, Id, Json, Kind, Payload, RoundStart, Status, Text, ToolCall,
+    ToolCallStart, ToolResult, TurnStart, Usage,
+};
+use crate::reader::Item;
+use crate::session::{Session, add_usage, empty_usage, error_json};
+
+/// The words of one protocol. Each method appends whole frames.
+pub(super) trait Voice: fmt::Debug + Send {
+    /// Whether a body holds one turn; see [`Encoder::one_turn`].
+    const ONE_TURN: bool;
+
+    fn turn_start(&mut self, turn: &Turn, out: &mut Vec<u8>);
+    /// All parts and calls are closed.
+    fn turn_end(&mut self, turn: &Turn, completion: &Completion, out: &mut Vec<u8>);
+    /// The beginning was not seen: states the conversation up to here. True: what is finished has been said by it, and is
+    /// not told again.
+    fn restate(&mut self, _turn: &Turn, _past: &Past<'_>, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    fn round_start(&mut self, turn: &Turn, round: &RoundStart, out: &mut Vec<u8>);
+    /// A part's id on the wire.
+    fn part_id(part: &Part) -> Text;
+    fn part_start(&mut self, part: &Part, out: &mut Vec<u8>);
+    fn part_delta(&mut self, part: &Part, text: &str, out: &mut Vec<u8>);
+    fn part_end(&mut self, part: &Part, out: &mut Vec<u8>);
+    /// All parts of the message that have been shown are withdrawn.
+    fn reset(&mut self, message_id: &Id, reason: Option<&str>, out: &mut Vec<u8>);
+    fn call_start(&mut self, call: &Call, out: &mut Vec<u8>);
+    fn call_delta(&mut self, call: &Call, text: &str, out: &mut Vec<u8>);
+    /// The call's arguments are whole, and all of them have been shown where the protocol shows pieces.
+    fn call_end(&mut self, call: &Call, whole: &ToolCall, out: &mut Vec<u8>);
+    fn call_output(&mut self, call: &Call, text: &str, out: &mut Vec<u8>);
+    fn call_result(&mut self, call: &Call, result: &ToolResult, out: &mut Vec<u8>);
+    /// Another answer to the same question, whole.
+    fn choice(&mut self, message: &AssistantMessage, out: &mut Vec<u8>);
+    /// What the turn consumed so far has changed.
+    fn usage(&mut self, turn: &Turn, out: &mut Vec<u8>);
+    /// Stages, progress, citations, files, warnings, errors, the provider's and users' own events, gaps.
+    fn other(&mut self, turn: &Turn, event: &Event, out: &mut Vec<u8>);
+}
+
+/// The turn that is told.
+#[derive(Debug)]
+pub(super) struct Turn {
+    /// The session.
+    pub(super) session: Id,
+    /// Its number; 0 before the first.
+    pub(super) number: u32,
+    /// The request's own id.
+    pub(super) client_id: Option<Text>,
+    /// What came with the request beside its input.
+    pub(super) metadata: Option<Json>,
+    /// Sums over its model calls so far.
+    pub(super) usage: Option<Usage>,
+    /// Why its last message ended.
+    pub(super) finish_reason: Option<FinishReason>,
+    /// The calls that wait for the client.
+    pub(super) pending: Vec<Text>,
+}
+
+impl Turn {
+    fn new(session: Id, number: u32, client_id: Option<Text>, metadata: Option<Json>) -> Self {
+        Self { session, number, client_id, metadata, usage: None, finish_reason: None, pending: Vec::new() }
+    }
+}
+
+/// What a part of a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speech {
+    Text,
+    Reasoning,
+    Refusal,
+}
+
+/// A stretch of one kind within a message.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) message_id: Id,
+    pub(super) speech: Speech,
+    /// Which of the provider's own parts.
+    index: u64,
+    /// Counts the message's parts of this kind, from 0.
+    pub(super) number: u32,
+    /// How often the message had been reset.
+    pub(super) resets: u32,
+    /// Its id on the wire: made once, not per piece.
+    pub(super) wire_id: Text,
+}
+
+/// A call as it was told.
+#[derive(Debug)]
+pub(super) struct Call {
+    id: Id,
+    /// The round that opened it: ids may come again in another.
+    round: u32,
+    /// Its id on the wire: its own, unless an earlier call of the turn has that.
+    pub(super) wire_id: Text,
+    pub(super) name: Text,
+    pub(super) kind: Kind,
+    pub(super) message_id: Option<Id>,
+    /// Bytes of its arguments that were shown.
+    pub(super) shown: usize,
+    started: bool,
+    ended: bool,
+    resulted: bool,
+}
+
+/// How much of a message has been shown.
+#[derive(Debug)]
+struct Message {
+    id: Id,
+    /// Bytes of text, reasoning, refusal.
+    shown: [usize; 3],
+    /// Parts of each.
+    parts: [u32; 3],
+    resets: u32,
+    open: Option<Part>,
+    done: bool,
+    /// One of several answers and not the first: told whole, at its end.
+    aside: bool,
+}
+
+/// A `snapshot`'s state, as far as it is needed here.
+#[derive(Debug, Deserialize)]
+pub(super) struct Past<'a> {
+    pub(super) turn: u32,
+    running: bool,
+    client_id: Option<Text>,
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) messages: Vec<PastMessage<'a>>,
+    #[serde(borrow)]
+    pub(super) open_calls: Vec<PastCall<'a>>,
+    #[serde(borrow)]
+    pub(super) other_calls: Vec<PastCall<'a>>,
+    #[serde(borrow)]
+    pub(super) progress: &'a RawValue,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    completion: Option<&'a RawValue>,
+}
+
+/// One message of a snapshot.
+#[derive(Debug, Deserialize)]
+pub(super) struct PastMessage<'a> {
+    pub(super) role: Text,
+    pub(super) turn: u32,
+    message_id: Text,
+    #[serde(borrow)]
+    pub(super) input: Option<&'a RawValue>,
+    #[serde(default)]
+    pub(super) text: Text,
+    #[serde(default)]
+    pub(super) reasoning: Text,
+    #[serde(default)]
+    pub(super) refusal: Option<Text>,
+    #[serde(borrow, default)]
+    pub(super) tool_calls: Vec<PastCall<'a>>,
+    #[serde(default)]
+    pub(super) choice: Option<u64>,
+    #[serde(default)]
+    finish_reason: Option<Text>,
+    #[serde(default)]
+    pub(super) resets: u32,
+    #[serde(default)]
+    pub(super) done: bool,
+}
+
+impl PastMessage<'_> {
+    pub(super) fn id(&self) -> Id {
+        Arc::from(self.message_id.as_str())
+    }
+}
+
+/// One call of a snapshot.
+#[derive(Debug, Deserialize)]
+pub(super) struct PastCall<'a> {
+    call_id: Text,
+    /// Its id on the wire; see [`Call::wire_id`].
+    #[serde(skip)]
+    pub(super) wire_id: Text,
+    pub(super) name: Text,
+    #[serde(default)]
+    round: Option<u32>,
+    #[serde(default)]
+    kind: Option<Text>,
+    #[serde(borrow, default)]
+    arguments: Option<&'a RawValue>,
+    #[serde(default)]
+    pub(super) arguments_raw: Text,
+    #[serde(default)]
+    pub(super) done: bool,
+    #[serde(default)]
+    pub(super) status: Option<Text>,
+    #[serde(borrow, default)]
+    output: Option<&'a RawValue>,
+    #[serde(default)]
+    is_error: bool,
+    #[serde(default)]
+    output_text: Text,
+}
+
+impl<'a> Past<'a> {
+    fn read(state: &'a Json) -> Option<Self> {
+        let mut past: Self = serde_json::from_str(state.as_str()).ok()?;
+        let mut seen: Vec<(Text, Option<u32>)> = Vec::new();
+        past.calls(|call| seen.push((call.call_id.clone(), call.round)));
+        seen.sort_unstable();
+        seen.dedup();
+        past.calls(|call| {
+            let earlier = seen.iter().filter(|(id, round)| *id == call.call_id && *round < call.round).count();
+            call.wire_id = wire_id(&call.call_id, earlier);
+        });
+        Some(past)
+    }
+
+    /// Each call of the newest turn.
+    fn calls(&mut self, mut see: impl FnMut(&mut PastCall<'a>)) {
+        let of_turn = self.messages.iter_mut().filter(|message| message.turn == self.turn);
+        let named = of_turn.flat_map(|message| &mut message.tool_calls);
+        named.chain(&mut self.other_calls).chain(&mut self.open_calls).for_each(&mut see);
+        for message in self.messages.iter_mut().filter(|message| message.turn != self.turn) {
+            message.tool_calls.iter_mut().for_each(|call| call.wire_id.clone_from(&call.call_id));
+        }
+    }
+}
+
+/// A call's own id, or, where `earlier` calls of the turn have it too, one beside it.
+fn wire_id(id: &str, earlier: usize) -> Text {
+    if earlier == 0 { Text::from(id) } else { Text::from(format!("{id}.{earlier}")) }
+}
+
+impl PastCall<'_> {
+    fn whole(&self, message_id: Option<&Id>) -> ToolCall {
+        let arguments = self.arguments.and_then(|raw| Json::from_raw(raw).ok()).filter(|json| !json.is_null());
+        let arguments_error = arguments.is_none().then(|| Text::const_new("not JSON"));
+        ToolCall {
+            call_id: Arc::from(self.call_id.as_str()),
+            name: self.name.clone(),
+            arguments,
+            arguments_raw: self.arguments_raw.clone(),
+            arguments_error,
+            kind: self.kind.as_deref().and_then(Kind::parse).unwrap_or(Kind::Client),
+            message_id: message_id.cloned(),
+        }
+    }
+
+    pub(super) fn result(&self) -> Option<ToolResult> {
+        let status = self.status.clone()?;
+        let output = self.output.and_then(|raw| Json::from_raw(raw).ok()).filter(|json| !json.is_null());
+        let call_id = Arc::from(self.call_id.as_str());
+        Some(ToolResult { call_id, output, is_error: self.is_error, status, name: Some(self.name.clone()) })
+    }
+}
+
+/// An encoder that tells turns in a protocol's own words.
+#[derive(Debug)]
+pub(super) struct Teller<V> {
+    voice: V,
+    turn: Turn,
+    running: bool,
+    finished: bool,
+    /// The round of the event that is told.
+    round: u32,
+    messages: Vec<Message>,
+    calls: Vec<Call>,
+}
+
+impl<V: Voice> Teller<V> {
+    pub(super) fn new(voice: V) -> Self {
+        let (messages, calls) = (Vec::new(), Vec::new());
+        Self { voice, turn: Turn::new(Arc::from(""), 0, None, None), running: false, finished: false, round: 0, messages, calls }
+    }
+
+    fn begin(&mut self, turn: Turn, out: &mut Vec<u8>) {
+        (self.turn, self.running) = (turn, true);
+        self.messages.clear();
+        self.calls.clear();
+        self.voice.turn_start(&self.turn, out);
+    }
+
+    fn end(&mut self, completion: &Completion, out: &mut Vec<u8>) {
+        for at in 0..self.messages.len() {
+            self.close_part(at, out);
+        }
+        for at in 0..self.calls.len() {
+            if self.calls[at].started && !self.calls[at].ended {
+                self.give_up(at, out);
+            }
+        }
+        if let Some(usage) = &completion.usage
+            && let Ok((Payload::Usage(usage), _)) = Payload::from_json("usage", usage.as_str())
+        {
+            self.turn.usage = Some(*usage);
+        }
+        let pending = self.calls.iter().filter(|call| call.ended && !call.resulted && call.kind == Kind::Client);
+        self.turn.pending = pending.map(|call| call.wire_id.clone()).collect();
+        self.voice.turn_end(&self.turn, completion, out);
+        self.running = false;
+        self.finished = V::ONE_TURN;
+    }
+
+    fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
+        let turn = event.context.turn;
+        if let Payload::TurnStart(start) = &event.payload {
+            let TurnStart { client_id, metadata, .. } = &**start;
+            let session = event.context.session.clone().unwrap_or_else(|| "".into());
+            let (client_id, metadata) = (client_id.clone(), metadata.clone());
+            self.begin(Turn::new(session, turn, client_id, metadata), out);
+            return;
+        }
+        if !self.running || (turn != 0 && turn != self.turn.number) {
+            return; // of no turn, or of one that was told to its end
+        }
+        self.round = event.context.round;
+        match &event.payload {
+            Payload::TextDelta(delta) => self.piece(&delta.message_id, Speech::Text, 0, &delta.text, out),
+            Payload::ReasoningDelta(delta) => {
+                self.piece(&delta.message_id, Speech::Reasoning, delta.part.unwrap_or(0), &delta.text, out);
+            }
+            Payload::RefusalDelta(delta) => self.piece(&delta.message_id, Speech::Refusal, 0, &delta.text, out),
+            Payload::ToolCallDelta(delta) => {
+                let at = self.call(&delta.call_id);
+                self.arguments(at, &delta.text, out);
+            }
+            Payload::ToolOutputDelta(delta) => {
+                let at = self.call(&delta.call_id);
+                self.start_call(at, out);
+                self.voice.call_output(&self.calls[at], &delta.text, out);
+            }
+            Payload::MessageStart(start) => {
+                let at = self.message(&start.message_id);
+                self.messages[at].aside = start.choice.unwrap_or(0) > 0;
+            }
+            Payload::MessageReset(reset) => {
+                let at = self.message(&reset.message_id);
+                self.reset(at, reset.reason.as_deref(), out);
+            }
+            Payload::AssistantMessage(whole) => self.whole(whole, out),
+            Payload::ToolCallStart(start) => self.open_call(start, out),
+            Payload::ToolCall(whole) => {
+                let at = self.call(&whole.call_id);
+                self.whole_call(at, whole, out);
+            }
+            Payload::ToolResult(result) => self.result(result, out),
+            Payload::RoundStart(round) => {
+                // A part of the last round's that is open still cannot go on in this one.
+                for at in 0..self.messages.len() {
+                    self.close_part(at, out);
+                }
+                self.voice.round_start(&self.turn, round, out);
+            }
+            Payload::Usage(usage) => {
+                add_usage(self.turn.usage.get_or_insert_with(empty_usage), usage);
+                self.voice.usage(&self.turn, out);
+            }
+            Payload::Completion(completion) => self.end(completion, out),
+            Payload::RoundEnd(_) | Payload::SessionEnd(_) | Payload::Snapshot(_) | Payload::StreamOpen(_) => {}
+            _ => self.voice.other(&self.turn, event, out),
+        }
+    }
+
+    // messages
+
+    fn message(&mut self, id: &Id) -> usize {
+        if let Some(at) = self.messages.iter().rposition(|message| message.id == *id) {
+            return at;
+        }
+        let (shown, parts) = ([0; 3], [0; 3]);
+        self.messages.push(Message { id: id.clone(), shown, parts, resets: 0, open: None, done: false, aside: false });
+        self.messages.len() - 1
+    }
+
+    fn piece(&mut self, id: &Id, speech: Speech, index: u64, text: &str, out: &mut Vec<u8>) {
+        let at = self.message(id);
+        self.say(at, speech, index, text, out);
+    }
+
+    fn say(&mut self, at: usize, speech: Speech, index: u64, text: &str, out: &mut Vec<u8>) {
+        let message = &self.messages[at];
+        if message.aside || message.done || text.is_empty() {
+            return;
+        }
+        let goes_on = message.open.as_ref().is_some_and(|part| part.speech == speech && part.index == index);
+        if !goes_on {
+            self.close_part(at, out);
+            let message = &mut self.messages[at];
+            let number = message.parts[speech as usize];
+            message.parts[speech as usize] += 1;
+            let (message_id, resets) = (message.id.clone(), message.resets);
+            let mut part = Part { message_id, speech, index, number, resets, wire_id: Text::default() };
+            part.wire_id = V::part_id(&part);
+            self.voice.part_start(&part, out);
+            message.open = Some(part);
+        }
+        let message = &mut self.messages[at];
+        message.shown[speech as usize] += text.len();
+        if let Some(part) = &message.open {
+            self.voice.part_delta(part, text, out);
+        }
+    }
+
+    fn close_part(&mut self, at: usize, out: &mut Vec<u8>) {
+        if let Some(part) = self.messages[at].open.take() {
+            self.voice.part_end(&part, out);
+        }
+    }
+
+    fn reset(&mut self, at: usize, reason: Option<&str>, out: &mut Vec<u8>) {
+        self.close_part(at, out);
+        let message = &mut self.messages[at];
+        message.resets += 1;
+        if message.shown != [0; 3] {
+            (message.shown, message.parts) = ([0; 3], [0; 3]);
+            self.voice.reset(&message.id, reason, out);
+        }
+    }
+
+    /// Says of each kind what is not shown yet.
+    fn say_rest(&mut self, at: usize, reasoning: &str, text: &str, refusal: &str, out: &mut Vec<u8>) {
+        for (speech, whole) in [(Speech::Reasoning, reasoning), (Speech::Text, text), (Speech::Refusal, refusal)] {
+            let message = &self.messages[at];
+            let index = message.open.as_ref().filter(|part| part.speech == speech).map_or(0, |part| part.index);
+            if let Some(rest) = whole.get(message.shown[speech as usize]..) {
+                self.say(at, speech, index, rest, out);
+            }
+        }
+    }
+
+    fn whole(&mut self, whole: &AssistantMessage, out: &mut Vec<u8>) {
+        let at = self.message(&whole.message_id);
+        if whole.choice.unwrap_or(0) > 0 || self.messages[at].aside {
+            self.voice.choice(whole, out);
+        } else {
+            self.say_rest(at, &whole.reasoning, &whole.text, whole.refusal.as_deref().unwrap_or(""), out);
+            self.close_part(at, out);
+            self.turn.finish_reason = Some(whole.finish_reason);
+        }
+        self.messages[at].done = true;
+    }
+
+    // calls
+
+    /// The newest call of that id; a new one where there is none.
+    fn call(&mut self, id: &Id) -> usize {
+        self.calls.iter().rposition(|call| call.id == *id).unwrap_or_else(|| self.new_call(id))
+    }
+
+    fn new_call(&mut self, id: &Id) -> usize {
+        let earlier = self.calls.iter().filter(|call| call.id == *id).count();
+        self.calls.push(Call {
+            id: id.clone(),
+            round: self.round,
+            wire_id: wire_id(id, earlier),
+            name: Text::default(),
+            kind: Kind::Client,
+            message_id: None,
+            shown: 0,
+            started: false,
+            ended: false,
+            resulted: false,
+        });
+        self.calls.len() - 1
+    }
+
+    fn open_call(&mut self, start: &ToolCallStart, out: &mut Vec<u8>) {
+        // The same id again, after its end: another call, of another round.
+        let at = match self.calls.iter().rposition(|call| call.id == start.call_id) {
+            Some(at) if !self.calls[at].ended => at,
+            _ => self.new_call(&start.call_id),
+        };
+        let call = &mut self.calls[at];
+        if !call.started {
+            (call.name, call.kind, call.message_id) = (start.name.clone(), start.kind, start.message_id.clone());
+            // Without a name it cannot be announced: it waits for its whole.
+            if !start.name.is_empty() {
+                self.start_call(at, out);
+            }
+        }
+    }
+
+    fn start_call(&mut self, at: usize, out: &mut Vec<u8>) {
+        let call = &mut self.calls[at];
+        if call.started {
+            return;
+        }
+        call.started = true;
+        if call.name.is_empty() {
+            call.name = Text::const_new("tool");
+        }
+        // What its message says after it stands after it.
+        if let Some(id) = call.message_id.clone() {
+            let message = self.message(&id);
+            self.close_part(message, out);
+        }
+        self.voice.call_start(&self.calls[at], out);
+    }
+
+    fn arguments(&mut self, at: usize, text: &str, out: &mut Vec<u8>) {
+        let call = &mut self.calls[at];
+        if call.ended || text.is_empty() || (!call.started && call.name.is_empty()) {
+            return;
+        }
+        self.start_call(at, out);
+        self.calls[at].shown += text.len();
+        self.voice.call_delta(&self.calls[at], text, out);
+    }
+
+    fn whole_call(&mut self, at: usize, whole: &ToolCall, out: &mut Vec<u8>) {
+        let call = &mut self.calls[at];
+        if call.ended {
+            return;
+        }
+        if !call.started {
+            (call.name, call.kind) = (whole.name.clone(), whole.kind);
+            call.message_id = whole.message_id.clone().or(call.message_id.take());
+        }
+        self.start_call(at, out);
+        if let Some(rest) = whole.arguments_raw.get(self.calls[at].shown..) {
+            self.arguments(at, rest, out);
+        }
+        self.calls[at].ended = true;
+        self.voice.call_end(&self.calls[at], whole, out);
+    }
+
+    /// Ends a call whose whole is not going to come.
+    fn give_up(&mut self, at: usize, out: &mut Vec<u8>) {
+        let call = &self.calls[at];
+        let whole = ToolCall {
+            call_id: call.id.clone(),
+            name: call.name.clone(),
+            arguments: None,
+            arguments_raw: Text::default(),
+            arguments_error: Some(Text::const_new("the arguments were cut off")),
+            kind: call.kind,
+            message_id: call.message_id.clone(),
+        };
+        self.whole_call(at, &whole, out);
+    }
+
+    fn result(&mut self, result: &ToolResult, out: &mut Vec<u8>) {
+        // Ids may come again: the result is that of the newest call that has none.
+        let waiting = self.calls.iter().rposition(|call| call.id == result.call_id && !call.resulted);
+        let at = waiting.unwrap_or_else(|| self.new_call(&result.call_id));
+        if !self.calls[at].ended {
+            // A result of what nobody called: the protocols want a call.
+            let whole = ToolCall {
+                call_id: result.call_id.clone(),
+                name: result.name.clone().unwrap_or_default(),
+                arguments: Some(Json::trusted("{}")),
+                arguments_raw: Text::default(),
+                arguments_error: None,
+                kind: Kind::Client,
+                message_id: None,
+            };
+            self.whole_call(at, &whole, out);
+        }
+        self.calls[at].resulted = true;
+        self.voice.call_result(&self.calls[at], result, out);
+    }
+
+    // what came before, or was missed
+
+    fn snapshot(&mut self, session: &Session, state: &Json, out: &mut Vec<u8>) {
+        let Some(past) = Past::read(state) else { return };
+        if self.running && past.turn > self.turn.number {
+            // Its end is not in the log any more.
+            let error = error_json("trimmed", "the turn's end has left the log", false);
+            let completion = Completion {
+                status: Status::Incomplete,
+                reason: Some("trimmed".into()),
+                usage: None,
+                text: Text::default(),
+                error: Some(error),
+                events: 0,
+                subscriber_failures: None,
+            };
+            self.end(&completion, out);
+        }
+        if self.finished {
+            return;
+        }
+        let mut told = false;
+        if !self.running && past.running {
+            let metadata = past.metadata.and_then(|raw| Json::from_raw(raw).ok());
+            let client_id = past.client_id.clone();
+            let session = session.id().clone();
+            self.begin(Turn::new(session, past.turn, client_id, metadata), out);
+            told = self.voice.restate(&self.turn, &past, out);
+        }
+        if !self.running {
+            return;
+        }
+        for message in past.messages.iter().filter(|message| message.turn == past.turn && message.role != "user") {
+            self.past_message(message, told && message.done, out);
+        }
+        for call in past.other_calls.iter().chain(&past.open_calls) {
+            self.past_call(call, None, told && call.status.is_some(), out);
+        }
+        if let Some(usage) = past.usage
+            && let Ok((Payload::Usage(usage), _)) = Payload::from_json("usage", usage.get())
+        {
+            self.turn.usage = Some(*usage);
+            self.voice.usage(&self.turn, out);
+        }
+        if !past.running
+            && let Some(completion) = past.completion
+            && let Ok(Event { payload: Payload::Completion(completion), .. }) = Event::from_json(completion.get())
+        {
+            self.end(&completion, out);
+        }
+    }
+
+    fn past_message(&mut self, past: &PastMessage<'_>, told: bool, out: &mut Vec<u8>) {
+        let at = self.message(&past.id());
+        self.messages[at].aside |= past.choice.unwrap_or(0) > 0;
+        if self.messages[at].aside && past.done && !self.messages[at].done {
+            self.messages[at].done = true;
+            self.voice.choice(&past_whole(past), out);
+            return;
+        }
+        if told {
+            self.messages[at].done = true;
+        } else {
+            if past.resets != self.messages[at].resets {
+                self.reset(at, None, out);
+                self.messages[at].resets = past.resets;
+            }
+            self.say_rest(at, &past.reasoning, &past.text, past.refusal.as_deref().unwrap_or(""), out);
+        }
+        let id = past.id();
+        for call in &past.tool_calls {
+            self.past_call(call, Some(&id), told, out);
+        }
+        if past.done && !self.messages[at].done {
+            self.close_part(at, out);
+            self.messages[at].done = true;
+        }
+        if past.done {
+            self.turn.finish_reason = past.finish_reason.as_deref().and_then(FinishReason::parse);
+        }
+    }
+
+    fn past_call(&mut self, past: &PastCall<'_>, message_id: Option<&Id>, told: bool, out: &mut Vec<u8>) {
+        let whole = past.whole(message_id);
+        self.round = past.round.unwrap_or(self.round);
+        let same = |call: &Call| call.id == whole.call_id && past.round.is_none_or(|round| round == call.round);
+        let at = self.calls.iter().rposition(same).unwrap_or_else(|| self.new_call(&whole.call_id));
+        let call = &mut self.calls[at];
+        if !call.started {
+            (call.name, call.kind, call.message_id) = (whole.name.clone(), whole.kind, message_id.cloned());
+            call.wire_id.clone_from(&past.wire_id);
+        }
+        if told {
+            (call.started, call.ended, call.resulted) = (true, true, past.status.is_some());
+            return;
+        }
+        if past.done {
+            self.whole_call(at, &whole, out);
+        } else if let Some(rest) = past.arguments_raw.get(call.shown..) {
+            if !past.name.is_empty() {
+                self.start_call(at, out);
+            }
+            self.arguments(at, rest, out);
+        }
+        if !past.output_text.is_empty() {
+            self.voice.call_output(&self.calls[at], &past.output_text, out);
+        }
+        if let Some(result) = past.result()
+            && !self.calls[at].resulted
+        {
+            self.result(&result, out);
+        }
+    }
+}
+
+fn past_whole(past: &PastMessage<'_>) -> AssistantMessage {
+    let calls = past.tool_calls.iter();
+    AssistantMessage {
+        message_id: past.id(),
+        text: past.text.clone(),
+        reasoning: past.reasoning.clone(),
+        refusal: past.refusal.clone(),
+        tool_calls: calls.map(|call| CallRef { call_id: Arc::from(call.call_id.as_str()), name: call.name.clone() }).collect(),
+        finish_reason: past.finish_reason.as_deref().and_then(FinishReason::parse).unwrap_or(FinishReason::Unknown),
+        finish_reason_raw: None,
+        model: None,
+        streamed: false,
+        origin: crate::event::Origin::Provider,
+        choice: past.choice,
+    }
+}
+
+impl<V: Voice> Encoder for Teller<V> {
+    fn wants_state(&self) -> bool {
+        true
+    }
+
+    fn one_turn(&self) -> bool {
+        V::ONE_TURN
+    }
+
+    fn finished(&self) -> bool {
+        self.finished
+    }
+
+    fn open(&mut self, _: &Opening<'_>, _: &mut Vec<u8>) {}
+
+    fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>) {
+        let event = item.event();
+        match &event.payload {
+            Payload::Snapshot(snapshot) => {
+                if let Some(state) = &snapshot.state {
+                    self.snapshot(session, state, out);
+                }
+            }
+            _ => self.event(event, out),
+        }
+    }
+
+    fn heartbeat(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b": heartbeat\n");
+    }
+
+    fn end(&mut self, _: &Session, _: &mut Vec<u8>) {}
+}
+
+/// One frame: `data: {"type":…` and its members, each a name and what writes its value.
+pub(super) struct Frame<'a> {
+    out: &'a mut Vec<u8>,
+}
+
+impl<'a> Frame<'a> {
+    pub(super) fn new(out: &'a mut Vec<u8>, kind: &str) -> Self {
+        out.extend_from_slice(b"data: {\"type\":");
+        crate::event::json::write_str(out, kind);
+        Self { out }
+    }
+
+    fn key(&mut self, name: &str) {
+        self.out.extend_from_slice(b",\"");
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+
+    pub(super) fn text(mut self, name: &str, value: &str) -> Self {
+        self.key(name);
+        crate::event::json::write_str(self.out, value);
+        self
+    }
+
+    pub(super) fn maybe(self, name: &str, value: Option<&str>) -> Self {
+        match value {
+            Some(value) => self.text(name, value),
+            None => self,
+        }
+    }
+
+    pub(super) fn flag(mut self, name: &str, value: bool) -> Self {
+        if value {
+            self.key(name);
+            self.out.extend_from_slice(b"true");
+        }
+        self
+    }
+
+    pub(super) fn with(mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        self.key(name);
+        write(self.out);
+        self
+    }
+
+    pub(super) fn send(self) {
+        self.out.extend_from_slice(b"}\n\n");
+    }
+}
+
+/// An event's own fields as a JSON object.
+pub(super) fn write_object(out: &mut Vec<u8>, payload: &Payload) {
+    let start = out.len();
+    payload.write_fields(out);
+    if out.len() == start {
+        out.push(b'{');
+    } else {
+        out[start] = b'{'; // in place of the first field's comma
+    }
+    out.push(b'}');
+}
+
+/// Counts in the words of both protocols. What is not known is left out.
+pub(super) fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
+    let total = match (usage.input_tokens, usage.output_tokens) {
+        (Some(input), Some(output)) => Some(input.saturating_add(output)),
+        _ => usage.total_tokens,
+    };
+    let start = out.len();
+    for (name, count) in [
+        ("inputTokens", usage.input_tokens),
+        ("outputTokens", usage.output_tokens),
+        ("totalTokens", total),
+        ("reasoningTokens", usage.reasoning_tokens),
+        ("cachedInputTokens", usage.cache_read_tokens),
+        ("cacheWriteInputTokens", usage.cache_write_tokens),
+    ] {
+        if let Some(count) = count {
+            out.push(if out.len() == start { b'{' } else { b',' });
+            crate::event::json::write_str(out, name);
+            out.push(b':');
+            crate::event::json::write_u64(out, count);
+        }
+    }
+    if out.len() == start {
+        out.push(b'{');
+    }
+    out.push(b'}');
+}
+
+/// What a failed turn says: its error's message and code.
+pub(super) fn failure(completion: &Completion) -> (Text, Option<Text>) {
+    #[derive(Deserialize)]
+    struct Said {
+        code: Option<Text>,
+        message: Option<Text>,
+    }
+    let said = completion.error.as_ref().and_then(|error| serde_json::from_str::<Said>(error.as_str()).ok());
+    let (code, message) = said.map_or((None, None), |said| (said.code, said.message));
+    let code = code.or_else(|| completion.reason.clone());
+    let message = message.filter(|message| !message.is_empty()).or_else(|| code.clone());
+    (message.unwrap_or_else(|| completion.status.as_str().into()), code)
+}
+
+/// A result as text: a JSON string's own text, else the JSON.
+pub(super) fn result_text(result: &ToolResult) -> Text {
+    match &result.output {
+        Some(json) => serde_json::from_str::<Text>(json.as_str()).unwrap_or_else(|_| json.as_str().into()),
+        None if result.is_error => result.status.clone(),
+        None => Text::default(),
+    }
+}

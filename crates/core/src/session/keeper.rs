@@ -1,0 +1,290 @@
+//! The two threads of a hub whose sessions live in a store: one writes, one keeps.
+//!
+//! The writing thread appends what all sessions logged, many sessions a commit: at once after silence, then at most every
+//! [`GATHER`], earlier where [`BATCH_EVENTS`] or [`BATCH_BYTES`] wait. The keeping thread renews leases, follows sessions
+//! that others write, and has the store expire what is old, in small steps.
+//!
+//! Invariants: 1. what waits for the store is bounded by [`BACKLOG_EVENTS`] and [`BACKLOG_BYTES`] a hub: beyond, an emit waits,
+//! at most [`PATIENCE`], and is refused; 2. an append whose answer was lost is repeated until the store answers; 3. the
+//! threads end when hub and sessions are gone, and nothing waits unwritten; 4. no session's lock is held during a store's call.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::stored::Batch;
+use super::{Session, SessionError, hub};
+use crate::store::{Append, Durability, LogStore, Retention, StoreError};
+
+/// Commits are so far apart, unless a batch is full or somebody waits.
+pub const GATHER: Duration = Duration::from_millis(5);
+/// A commit does not wait for more events than this.
+pub const BATCH_EVENTS: usize = 256;
+/// Nor for more bytes than this, about.
+pub const BATCH_BYTES: usize = 256 << 10;
+/// Events that may wait for the store.
+pub const BACKLOG_EVENTS: usize = 65_536;
+/// Bytes that may wait for the store, about.
+pub const BACKLOG_BYTES: usize = 32 << 20;
+/// The longest that an emit, or the end of a turn, waits for the store.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+/// How often sessions of others are looked at where no hint comes; a fifth of it is jitter.
+const LOOK: Duration = Duration::from_millis(250);
+/// A commit that failed for a while is tried again this often at least.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How a hub uses its store.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// When an event counts as stored, and readers see it.
+    pub durability: Durability,
+    /// How long a process may be silent before another one ends its turns.
+    pub lease: Duration,
+    /// What the store lets go of.
+    pub retention: Retention,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Process,
+            lease: Duration::from_secs(10),
+            retention: Retention { max_age_ms: 30 * 24 * 3_600_000, max_bytes: None },
+        }
+    }
+}
+
+/// What hub, sessions and the two threads share.
+pub(crate) struct Shared {
+    pub(super) store: Arc<dyn LogStore>,
+    pub(super) options: StoreOptions,
+    pub(super) owner: String,
+    queue: Mutex<Vec<Arc<Session>>>,
+    queued: Condvar,
+    events: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Somebody waits for a commit: it does not gather.
+    urgent: AtomicBool,
+    answered: Mutex<()>,
+    answers: Condvar,
+    hinted: Mutex<Hinted>,
+    hints: Condvar,
+    known: Mutex<Vec<Weak<Session>>>,
+    stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Hinted {
+    sessions: HashSet<Box<str>>,
+    all: bool,
+}
+
+/// A hub's hold on its store; the threads end with it.
+pub(crate) struct Keeper(Arc<Shared>);
+
+impl std::ops::Deref for Keeper {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // Not joined: this may run on one of the two.
+        self.stopped.store(true, Ordering::Release);
+        self.queued.notify_all();
+        self.hints.notify_all();
+    }
+}
+
+impl Keeper {
+    pub(super) fn start(store: Arc<dyn LogStore>, options: StoreOptions) -> Result<Arc<Self>, StoreError> {
+        let shared = Arc::new(Shared {
+            store,
+            options,
+            owner: hub::random_word(16),
+            queue: Mutex::default(),
+            queued: Condvar::new(),
+            events: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            urgent: AtomicBool::new(false),
+            answered: Mutex::default(),
+            answers: Condvar::new(),
+            hinted: Mutex::default(),
+            hints: Condvar::new(),
+            known: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let listener = Arc::downgrade(&shared);
+        shared.store.listen(Arc::new(move |session| {
+            if let Some(shared) = listener.upgrade() {
+                shared.hint(session);
+            }
+        }));
+        for (name, run) in [("turnstream-write", Shared::write as fn(&Shared)), ("turnstream-keep", Shared::keep)] {
+            let shared = shared.clone();
+            let spawned = std::thread::Builder::new().name(name.into()).spawn(move || run(&shared));
+            spawned.map_err(|error| StoreError::Unusable(format!("no thread: {error}")))?;
+        }
+        Ok(Arc::new(Self(shared)))
+    }
+
+    /// A session that is to be followed and renewed.
+    pub(super) fn know(&self, session: &Arc<Session>) {
+        let mut known = self.known.lock();
+        known.retain(|session| session.strong_count() > 0);
+        known.push(Arc::downgrade(session));
+    }
+}
+
+impl Shared {
+    /// Has `session`'s pending events written.
+    pub(super) fn queue(&self, session: Arc<Session>) {
+        self.queue.lock().push(session);
+        self.queued.notify_one();
+    }
+
+    /// Counts events that began to wait; wakes the writer where they fill a batch.
+    pub(super) fn count(&self, events: usize, bytes: usize) {
+        // Relaxed: a bound, not an order.
+        let waiting = self.events.fetch_add(events, Ordering::Relaxed) + events;
+        let weight = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if waiting >= BATCH_EVENTS || weight >= BATCH_BYTES {
+            self.queued.notify_one();
+        }
+    }
+
+    /// Counts events that wait no more, and tells those who waited for it.
+    pub(super) fn uncount(&self, events: usize, bytes: usize) {
+        self.events.fetch_sub(events, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn full(&self) -> bool {
+        self.events.load(Ordering::Relaxed) >= BACKLOG_EVENTS || self.bytes.load(Ordering::Relaxed) >= BACKLOG_BYTES
+    }
+
+    /// Waits, at most [`PATIENCE`], until the store has caught up enough to take more.
+    pub(super) fn make_room(&self) -> Result<(), SessionError> {
+        if !self.full() || self.wait(PATIENCE, || !self.full()) {
+            return Ok(());
+        }
+        let waiting = self.events.load(Ordering::Relaxed);
+        Err(SessionError::Store(StoreError::Unavailable(format!("{waiting} events wait for it already"))))
+    }
+
+    /// Waits until `done` says so, looking after each commit; false once `limit` is over.
+    pub(super) fn wait(&self, limit: Duration, done: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut answered = self.answered.lock();
+        loop {
+            if done() {
+                return true;
+            }
+            self.urgent.store(true, Ordering::Release);
+            self.queued.notify_one();
+            if self.answers.wait_until(&mut answered, deadline).timed_out() {
+                return done();
+            }
+        }
+    }
+
+    fn gathering(&self) -> bool {
+        !self.stopped.load(Ordering::Acquire)
+            && !self.urgent.load(Ordering::Acquire)
+            && self.events.load(Ordering::Relaxed) < BATCH_EVENTS
+            && self.bytes.load(Ordering::Relaxed) < BATCH_BYTES
+    }
+
+    /// The writing thread.
+    fn write(&self) {
+        let mut committed = Instant::now();
+        let mut failures = 0_u32;
+        loop {
+            let mut queue = self.queue.lock();
+            while queue.is_empty() {
+                if self.stopped.load(Ordering::Acquire) {
+                    return;
+                }
+                self.queued.wait(&mut queue);
+            }
+            let gap = if failures == 0 { GATHER } else { RETRY.min(GATHER * 2_u32.pow(failures.min(8))) };
+            let due = committed + gap;
+            while (failures > 0 || self.gathering()) && !self.queued.wait_until(&mut queue, due).timed_out() {}
+            // Before the queue is taken: whoever says so later is not in it.
+            self.urgent.store(false, Ordering::Release);
+            let sessions = std::mem::take(&mut *queue);
+            drop(queue);
+            let unsure = self.commit(sessions);
+            committed = Instant::now();
+            failures = if unsure { failures.saturating_add(1) } else { 0 };
+            drop(self.answered.lock()); // whoever looked before this commit waits by now
+            self.answers.notify_all();
+        }
+    }
+
+    /// Appends what waits in `sessions`; whether the store could not be reached.
+    fn commit(&self, sessions: Vec<Arc<Session>>) -> bool {
+        let batches: Vec<(Arc<Session>, Batch)> =
+            sessions.into_iter().filter_map(|session| session.next_batch().map(|batch| (session, batch))).collect();
+        let appends: Vec<Append<'_>> = batches.iter().map(|(session, batch)| batch.append(session.id())).collect();
+        let answers = if appends.is_empty() { Vec::new() } else { self.store.append(&appends) };
+        let mut unsure = false;
+        for ((session, batch), answer) in batches.iter().zip(answers) {
+            unsure |= matches!(&answer, Err(error) if error.is_transient());
+            session.answered(self, batch, answer);
+        }
+        unsure
+    }
+
+    /// Something may have changed.
+    fn hint(&self, session: Option<&str>) {
+        let mut hinted = self.hinted.lock();
+        match session {
+            Some(session) if hinted.sessions.len() < 1024 => {
+                if !hinted.sessions.contains(session) {
+                    hinted.sessions.insert(session.into());
+                }
+            }
+            _ => hinted.all = true,
+        }
+        drop(hinted);
+        self.hints.notify_one();
+    }
+
+    /// The keeping thread.
+    fn keep(&self) {
+        let mut looked = Instant::now();
+        let mut expire = Instant::now();
+        // A lease is renewed a few times within its length, also where the machine is busy.
+        let look = LOOK.min(self.options.lease / 5);
+        let jitter = look / 5 * u32::from(self.owner.as_bytes()[0] % 8) / 8; // so that processes do not look in step
+        while !self.stopped.load(Ordering::Acquire) {
+            let mut hinted = self.hinted.lock();
+            if hinted.sessions.is_empty() && !hinted.all {
+                self.hints.wait_until(&mut hinted, looked + look + jitter);
+            }
+            let Hinted { sessions, all } = std::mem::take(&mut *hinted);
+            drop(hinted);
+            let timer = all || looked.elapsed() >= look;
+            if timer {
+                looked = Instant::now();
+            }
+            let known: Vec<_> = self.known.lock().iter().filter_map(Weak::upgrade).collect();
+            for session in known {
+                if timer || sessions.contains(&**session.id()) {
+                    session.tend(self, timer);
+                }
+            }
+            if expire <= Instant::now() && !self.stopped.load(Ordering::Acquire) {
+                // In steps, so that nobody waits long for the writer's turn; then not for a minute.
+                let more = self.store.expire(&self.options.retention, 64).unwrap_or(0) > 0;
+                expire = Instant::now() + if more { look } else { Duration::from_secs(60) };
+            }
+        }
+    }
+}

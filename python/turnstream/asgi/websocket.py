@@ -1,0 +1,250 @@
+"""A session over a WebSocket: its events out; input, cancel and cursor in.
+
+Owns the socket's life and the frames that come in. Events go out as the NDJSON stream has them, one frame an event.
+
+Invariants: 1. whatever a client sends is answered, or closes the socket with a code and a reason; 2. the auth hook is
+asked for the handshake, and again for each cursor, input and cancel; 3. a page of another origin opens no socket: a
+browser would let it, and send the user's cookies along; 4. a client that does not take a frame in time is cut.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import urlencode, urlsplit
+
+from turnstream._native import FrameReader, Session
+from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object, text_field
+from turnstream.asgi.route import Route
+from turnstream.asgi.stream import StreamQuery
+from turnstream.errors import CursorExpired, TurnstreamError
+
+if TYPE_CHECKING:
+    from turnstream.asgi.app import App
+
+CLOSE_S = 1.0
+"""How long a farewell may take."""
+
+ENDED, GOING_AWAY, NOT_TEXT, REFUSED, TOO_BIG = 1000, 1001, 1003, 1008, 1009
+"""Close codes (RFC 6455, section 7.4.1)."""
+
+_CLOSING = '{"type":"closing","reason":"shutting_down"}'
+_STREAM_OPEN = b'{"type":"stream_open"'
+_HEARTBEAT = '{"type":"heartbeat"}'
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+log: logging.Logger = logging.getLogger("turnstream")
+
+
+class Farewell(NamedTuple):
+    """Why the server closes a socket."""
+
+    code: int
+    reason: str
+
+
+class EventSocket:
+    """One client's socket, from its handshake to its close. Belongs to the task that serves it."""
+
+    def __init__(self, app: "App", session: Session, scope: Scope, query: StreamQuery) -> None:
+        self._app = app
+        self._session = session
+        self._scope = scope
+        self._query = query
+        self._reader = self._open(query)
+        self._next: FrameReader | None = None
+        self._closing = False
+        self._sending = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        farewell: Farewell | None = None
+        try:
+            await receive()
+            with (
+                self._app.streams.opened(self, drains=True),
+                suppress(OSError),
+            ):  # OSError: the client has left (ASGI 2.4)
+                await send({"type": "websocket.accept"})
+                farewell = await _first(self._write(), self._listen(receive))
+        finally:
+            self.close()
+        if farewell is not None:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await send({"type": "websocket.close", "code": farewell.code, "reason": farewell.reason})
+
+    @property
+    def session(self) -> Session:
+        """What it reads: it counts among the session's readers."""
+        return self._session
+
+    def close(self) -> None:
+        """Ends the stream, and with it the socket. A second call does nothing."""
+        self._closing = True
+        self._reader.close()
+        if self._next is not None:
+            self._next.close()
+
+    # out
+
+    async def _write(self) -> Farewell:
+        while True:
+            try:
+                async for lines in self._reader:
+                    for line in lines.split(b"\n")[:-1]:
+                        await self._say(line.decode() or _HEARTBEAT)
+            except TimeoutError:
+                return Farewell(REFUSED, "write_deadline")
+            if self._closing:
+                await self._say_the_rest()
+                return Farewell(GOING_AWAY, "shutting_down")
+            if self._next is None:
+                return Farewell(ENDED, "ended")
+            self._reader, self._next = self._next, None
+
+    async def _say_the_rest(self) -> None:
+        """What was logged before the close: the completion of a turn that the server's stop has cancelled."""
+        query = self._query._replace(after=self._reader.cursor, follow="none")
+        with suppress(TimeoutError, TurnstreamError):
+            async for lines in self._open(query):
+                for line in lines.split(b"\n")[:-1]:
+                    if not line.startswith(_STREAM_OPEN):
+                        await self._say(line.decode())
+            await self._say(_CLOSING)
+
+    async def _say(self, text: str) -> None:
+        async with self._sending, asyncio.timeout(self._app.policy.write_timeout_s):
+            await self._send({"type": "websocket.send", "text": text})
+
+    # in
+
+    async def _listen(self, receive: Receive) -> Farewell | None:
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return None
+            text = message.get("text")
+            if text is None:
+                return Farewell(NOT_TEXT, "a frame is JSON text")
+            if len(text) > self._app.max_body_bytes:
+                return Farewell(TOO_BIG, f"a frame is at most {self._app.max_body_bytes} long")
+            reply, farewell = await self._answer(text)
+            try:
+                await self._say(json.dumps(reply, ensure_ascii=False, separators=(",", ":")))
+            except TimeoutError:
+                return Farewell(REFUSED, "write_deadline")
+            if farewell is not None:
+                return farewell
+
+    async def _answer(self, text: str) -> tuple[dict[str, Any], Farewell | None]:
+        reply: dict[str, Any] = {"type": "reply", "to": None}
+        try:
+            frame = parse_object(text.encode())
+            if frame.get("type") == "ping":
+                return {"type": "pong"}, None
+            handle = self._HANDLERS.get(str(frame.get("type")))
+            if isinstance(frame.get("id"), str | int):
+                reply["id"] = frame["id"]
+            if handle is None:
+                raise HTTPError(422, "bad_frame", f"type is one of {', '.join(self._HANDLERS)}, ping", parameter="type")
+            reply["to"] = frame["type"]
+            await self._app.authorize(self._scope)
+            return reply | await handle(self, frame), None
+        except HTTPError as error:
+            refusal = error
+        except TurnstreamError as error:
+            refusal = HTTPError.of(error)
+        except Exception:
+            log.exception("a frame of session %s", self._session.id)
+            refusal = HTTPError(500, "internal", "the server failed; its log says how")
+        farewell = Farewell(REFUSED, refusal.code) if refusal.status in (401, 403) else None
+        return reply | {"error": refusal.body}, farewell
+
+    async def _input(self, frame: dict[str, Any]) -> dict[str, Any]:
+        if frame.get("input") is None:
+            raise HTTPError(422, "bad_frame", "a turn has an input", parameter="input")
+        return self._app.start(self._session, frame)
+
+    async def _cancel(self, frame: dict[str, Any]) -> dict[str, Any]:
+        await self._session.cancel(text_field(frame, "reason") or "cancelled")
+        status = self._session.status()
+        if status["state"] != "cancelled":
+            raise HTTPError(409, "turn_ended", "no turn is running", state=status["state"], turn=status["turn"])
+        return {"state": "cancelled", "turn": status["turn"]}
+
+    async def _cursor(self, frame: dict[str, Any]) -> dict[str, Any]:
+        query = _query(frame, self._query)
+        reader = self._open(query)
+        if self._next is not None:
+            self._next.close()
+        self._query, self._next = query, reader
+        self._reader.close()  # the writer goes on with the next one, whose first frame is its stream_open
+        return {"status": reader.status}
+
+    _HANDLERS: ClassVar[dict[str, Callable[[Any, dict[str, Any]], Awaitable[dict[str, Any]]]]] = {
+        "input": _input,
+        "cancel": _cancel,
+        "cursor": _cursor,
+    }
+
+    def _open(self, query: StreamQuery) -> FrameReader:
+        session = self._session
+        try:
+            return session.frames(
+                query.after,
+                query.follow,
+                format="ndjson",
+                deltas=query.deltas,
+                on_trim=query.on_trim,
+                heartbeat_s=self._app.heartbeat_s,
+                limit=query.limit,
+            )
+        except CursorExpired as error:
+            raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
+
+
+async def _first(*works: Awaitable[Farewell | None]) -> Farewell | None:
+    """What the first to end gives; the others are cancelled, and done before this returns."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return next(task for task in tasks if task in done).result()
+
+
+def _query(frame: dict[str, Any], before: StreamQuery) -> StreamQuery:
+    """What a cursor frame asks: what it leaves out, but the cursor, stays as it was."""
+    known = {name: value for name, value in before._asdict().items() if name != "after"}
+    asked = {name: frame.get(name, known.get(name)) for name in StreamQuery._fields}
+    said = {name: value for name, value in asked.items() if value is not None}
+    return StreamQuery.of({"query_string": urlencode(said).encode(), "headers": []})  # one place checks
+
+
+def _check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
+    """HTTPError 403 for a page that may not. A client that sends no Origin is no browser."""
+    origin = header(scope, b"origin")
+    if not origin or (origins is not None and ("*" in origins or origin in origins)):
+        return
+    scheme, host = urlsplit(origin)[:2]
+    port = _DEFAULT_PORTS.get(scheme, "")
+    own = header(scope, b"host").lower().removesuffix(port)
+    if origins is not None or not own or host.lower().removesuffix(port) != own:
+        raise HTTPError(403, "origin_refused", "pages of this origin may not open a socket")
+
+
+async def socket(app: "App", request: Request) -> ASGIApp:
+    """The session's socket. It follows the session unless the query says otherwise; see EventSocket."""
+    _check_origin(request.scope, app.origins)
+    session = app.find(request)
+    if app.streams.is_full(session):
+        raise HTTPError(429, "too_many_readers", "too many streams are open")
+    return EventSocket(app, session, request.scope, StreamQuery.of(request.scope, follow="session"))
+
+
+ROUTES = (Route("WS", "/sessions/{session_id}/ws", socket, "Events out; input, cancel and cursor in"),)

@@ -1,0 +1,351 @@
+"""Sessions in a file: what a crash, a second process and a full disk do to them."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support import PATIENCE_S, frames
+
+import turnstream as ts
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("TURNSTREAM_KILLS", "30"))
+"""`make soak` asks for 300."""
+
+Python = Callable[..., list[str]]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/store/runs.db?lease_s=5"
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def python(code: str, *arguments: str) -> Any:
+    """A process that runs `code` and talks in lines."""
+    return running([sys.executable, "-c", textwrap.dedent(code), *arguments], stdout=subprocess.PIPE)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def tell(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(text + "\n")
+    process.stdin.flush()
+
+
+def test_what_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
+    for bad in ("nope", "sqlite://", f"sqlite:///{tmp_path}/x?colour=red", "pg://me:secret@host"):
+        with pytest.raises(ts.UnknownStore) as refused:
+            ts.Hub(bad)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(ValueError, match="durability"):
+        ts.Hub(durability="for ever")  # type: ignore[arg-type]
+    (tmp_path / "noise").write_bytes(os.urandom(9000))
+    with pytest.raises(ts.StoreCorrupt):
+        ts.Hub(f"sqlite:///{tmp_path}/noise")
+    with pytest.raises(ValueError, match="session id"):
+        ts.Hub(f"sqlite:///{tmp_path}/runs.db").session("../other")
+
+
+@pytest.mark.parametrize("durability", ["memory", "process", "disk"])
+def test_a_process_that_ends_leaves_everything_behind(url: str, durability: str, subprocess_python: Python) -> None:
+    said = subprocess_python(f"""if True:
+        import turnstream as ts
+        hub = ts.Hub({url!r}, durability={durability!r})
+        session = hub.session("s")
+        with session.turn("hi", client_id="c") as turn:
+            turn.emit("text_delta", text="whole")
+        print(session.cursor, session.messages())
+        session.emitter()("custom", name="last", data=1)  # nobody waits for this one but the exit
+    """)
+    cursor, _, messages = said[0].strip().partition(" ")
+    hub = ts.Hub(url)
+    session = hub.find("s")
+    assert str(session.messages()) == messages
+    assert [event.type for event in session.read(after=cursor, follow="none")] == ["custom"]
+    assert not session.turn("hi", client_id="c").started
+    with pytest.raises(ts.Conflict):
+        session.turn("other", client_id="c")
+    with pytest.raises(ts.UnknownSession):
+        hub.find("t")
+    with session.turn() as turn:
+        assert turn.number == 2
+
+
+WRITER = """
+    import os, sys, turnstream as ts
+    hub = ts.Hub(sys.argv[1])
+    session = hub.session(sys.argv[2])
+    number = 0
+    while True:
+        with session.turn("go") as turn:
+            for _ in range(40):
+                number += 1
+                seq = turn.emit("text_delta", text=f"{number} ")
+                if number % 7 == 0 and hub.flush():
+                    os.write(1, b"%d\\n" % seq)
+        os.write(1, b"%d\\n" % session.head)
+"""
+
+
+def killed(url: str, name: str) -> tuple[int, int]:
+    """Kills a writer at a random moment; the last seq it was told is stored, and how many of its events are."""
+    with python(WRITER, url, name) as writer:
+        acknowledged = 0
+        for _ in range(random.randint(1, 30)):
+            acknowledged = int(line(writer))
+        writer.kill()
+        assert writer.stdout is not None
+        acknowledged = max([acknowledged, *map(int, writer.stdout.read().split("\n")[:-1])])
+    hub = ts.Hub(url)
+    session = hub.find(name)
+    events: list[ts.Event] = []
+    turn = session.status()["turn"]
+    for event in session.read(follow="session"):  # a turn that was cut is ended within its lease
+        events.append(event)
+        if event.type == "completion" and event.turn == turn:
+            break
+    assert [event.seq for event in events] == list(range(1, len(events) + 1)), "dense, no block torn"
+    assert len(events) >= acknowledged
+    texts = "".join(event.to_dict()["text"] for event in events if event.type == "text_delta")
+    assert texts == "".join(f"{number} " for number in range(1, texts.count(" ") + 1)), "a prefix of what was said"
+    ends = [(event.turn, event.to_dict()["status"]) for event in events if event.type == "completion"]
+    assert [number for number, _ in ends] == list(range(1, turn + 1)), "one completion a turn"
+    assert {status for _, status in ends[:-1]} <= {"completed"}
+    assert hub.find(name).status()["state"] == ends[-1][1]
+    hub.close()
+    return acknowledged, len(events)
+
+
+@pytest.mark.timeout(60 + 2 * KILLS)
+def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/runs.db?lease_s=0.5"
+    with ThreadPoolExecutor(3) as pool:
+        all_killed = list(pool.map(lambda n: killed(url, f"s{n}"), range(KILLS)))
+    assert sum(acknowledged for acknowledged, _ in all_killed) > KILLS
+
+
+ASKED = """
+    import sys, turnstream as ts
+    hub = ts.Hub(sys.argv[1])
+    session = hub.session("s")
+    turn = session.turn("go")
+    print("running", flush=True)
+    for said in sys.stdin:
+        if said == "end\\n":
+            turn.complete()
+            print("ended", flush=True)
+        elif said == "cancelled?\\n":
+            for event in session.read():
+                pass
+            print(turn.cancelled, flush=True)
+        else:
+            turn.emit("text_delta", text=said.strip())
+"""
+
+
+async def test_two_processes_one_session(url: str) -> None:
+    hub = ts.Hub(url)
+    with python(ASKED, url) as writer:
+        assert line(writer) == "running"
+        session = hub.find("s")
+        seen: list[ts.Event] = []
+        with pytest.raises(ts.NotWriter):
+            session.emitter()("text_delta", text="no")
+        with pytest.raises(ts.TurnActive):
+            session.turn()
+        async with asyncio.timeout(PATIENCE_S):
+            async with session.read() as reader:
+                for piece in ("a", "b", "c"):
+                    tell(writer, piece)
+                    async for event in reader:
+                        seen.append(event)
+                        if event.type == "text_delta":
+                            assert event.to_dict()["text"] == piece
+                            break
+                tell(writer, "end")
+                seen += [event async for event in reader]
+        assert seen[-1].type == "completion"
+        assert session.result() == seen[-1].to_dict()
+        assert line(writer) == "ended"
+        with session.turn("mine now") as turn:  # and the next one may run here
+            turn.emit("text_delta", text="d")
+        assert seen[-1].seq is not None
+        assert session.head == seen[-1].seq + 5
+
+
+async def test_a_cancel_reaches_the_other_process(url: str) -> None:
+    hub = ts.Hub(url)
+    with python(ASKED, url) as writer:
+        assert line(writer) == "running"
+        assert await hub.find("s").cancel("enough")
+        tell(writer, "cancelled?")
+        assert await asyncio.to_thread(line, writer) == "True"
+    result = hub.find("s").result()
+    assert result is not None
+    assert (result["status"], result["reason"]) == ("cancelled", "enough")
+
+
+def test_a_full_store_refuses_with_its_reason_and_keeps_what_it_has(tmp_path: Path) -> None:
+    hub = ts.Hub(f"sqlite:///{tmp_path}/runs.db?max_bytes=200000&lease_s=0.5")
+    session = hub.session("s")
+    turn = session.turn()
+    kept = 0
+
+    def fill() -> None:
+        nonlocal kept
+        for number in range(10_000):
+            turn.emit("custom", name="filler", data="x" * 2000)
+            if number % 10 == 0 and hub.flush():
+                kept = session.head
+
+    with pytest.raises(ts.StoreFull):
+        fill()
+    assert kept > 50
+    assert [event.seq for event in session.read(follow="none")] == list(range(1, session.head + 1))
+    assert session.head >= kept
+
+
+def test_a_fork_leaves_the_store_to_its_parent(url: str, subprocess_python: Python) -> None:
+    assert subprocess_python(f"""if True:
+        import os, turnstream as ts
+        hub = ts.Hub({url!r})
+        turn = hub.session("s").turn()
+        if (child := os.fork()) == 0:
+            try:
+                hub.session("s")
+            except ts.ForkedProcess:
+                own = ts.Hub({url!r})
+                assert own.find("s").status()["state"] == "running"
+                raise SystemExit(0)
+            raise SystemExit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        turn.complete()
+        print(hub.find("s").status()["state"])
+    """) == ["completed\n"]
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    """Edge cases 55 and 63: what an older release wrote stays readable; see tests/fixtures/README.md."""
+    fixtures = Path(__file__).parent / "fixtures"
+    shutil.copy(fixtures / "store-v1.db", tmp_path / "runs.db")
+    expected = json.loads((fixtures / "store-v1.json").read_text())
+    hub = ts.Hub(f"sqlite:///{tmp_path}/runs.db", ts.Limits(max_age_s=1e9))
+    for name, told in expected.items():
+        session = hub.find(name)
+        assert session.messages() == told["messages"]
+        events = [event.to_dict() for event in session.read(follow="none")]
+        assert events[: len(told["events"])] == told["events"]
+        assert session.epoch == told["epoch"]
+    assert hub.find("cut").result()["reason"] == "producer_lost"  # type: ignore[index]
+    with hub.find("done").turn("more") as turn:
+        assert turn.number == 2
+
+
+# --- several workers -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def workers(command: list[str], **options: Any) -> Iterator[str]:
+    """A server with several worker processes; its URL."""
+    with running(command, stderr=subprocess.PIPE, **options) as server:
+        assert server.stderr is not None
+        for said in server.stderr:
+            if "running on http://" in said:
+                url = said.partition("running on ")[2].split()[0]
+                break
+        else:
+            pytest.fail("the server has not said where it listens")
+        for said in server.stderr:
+            if "startup complete" in said:
+                break
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(server.stderr.read)  # a full pipe would stop it
+            yield url
+            os.killpg(server.pid, signal.SIGKILL)
+            draining.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("fate", ["ends", "killed"])
+async def test_a_viewer_on_another_worker_than_the_run(tmp_path: Path, fate: str) -> None:
+    environment = {
+        **os.environ,
+        "STORE": f"sqlite:///{tmp_path}/runs.db?lease_s=1",
+        "PAUSE_S": "0.02" if fate == "ends" else "0.2",
+    }
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT / "examples" / "multi-worker"), "workers:app"]
+    with workers([*command, "--workers", "3", "--port", "0"], env=environment) as url:
+        async with asyncio.timeout(40), httpx.AsyncClient(base_url=url) as http:
+            made = await http.post("/sessions", json={"input": "go", "session_id": "s"})
+            assert made.status_code == 201
+            writer = made.headers["x-worker"]
+            while True:  # a connection each, until another worker takes one
+                async with (
+                    httpx.AsyncClient(base_url=url) as viewer,
+                    viewer.stream("GET", "/sessions/s/events") as view,
+                ):
+                    if view.headers["x-worker"] == writer:
+                        continue
+                    seen = []
+                    async for frame in frames(view):
+                        seen.append(frame)
+                        if fate == "killed" and frame.event == "text_delta" and len(seen) < 8:
+                            fate = "was killed"
+                            os.kill(int(writer), signal.SIGKILL)
+                    break
+            end = seen[-1].data
+            assert seen[-1].event == "completion"
+            if fate == "ends":
+                assert end["text"] == "".join(f"{number} " for number in range(1, 51))
+            else:
+                assert (end["status"], end["reason"]) == ("failed", "producer_lost")
+            assert sum(frame.event == "completion" for frame in seen) == 1
+            # Status and result are the same whoever is asked.
+            for _ in range(6):
+                async with httpx.AsyncClient(base_url=url) as other:
+                    assert (await other.get("/sessions/s/result")).json() == end
+
+
+def test_serve_takes_several_workers(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import turnstream as ts\nhub = ts.Hub('sqlite:///runs.db')\nalone = ts.Hub()\n")
+    hub = ts.Hub(f"sqlite:///{tmp_path}/runs.db")
+    with hub.session("s").turn("hi") as turn:
+        turn.emit("text_delta", text="whole")
+    command = [sys.executable, "-m", "turnstream", "serve"]
+    with workers([*command, "mine:hub", "--workers", "2", "--port", "0"], cwd=tmp_path) as url:
+        assert httpx.get(f"{url}/sessions/s/result").json() == hub.find("s").result()
+    refused = subprocess.run(
+        [*command, "mine:alone", "--workers", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "one process" in refused.stderr
