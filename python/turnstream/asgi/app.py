@@ -187,8 +187,9 @@ class App:
         await answered(answer, scope, receive, send)
 
     async def authorize(self, scope: Scope) -> None:
-        """Asks the auth hook: HTTPError 401 or 403, or what the hook raises. Who asks is known from then on to the task,
-        which has a context of its own, as has each turn that it starts.
+        """Asks the auth hook: HTTPError 401 or 403, or what the hook raises.
+
+        Who asks is known from then on to the task, which has a context of its own, as has each turn that it starts.
 
         A handler asks again once the body has named the session, as `path_params["session_id"]`.
         """
