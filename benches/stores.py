@@ -1,10 +1,8 @@
-"""What a store costs: appends at each level, an event's way to another process, a long history opened and replayed."""
+"""What a store costs: appends at each level, a long history opened and replayed."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,29 +11,11 @@ from typing import Literal
 
 import turnstream as ts
 from benches import streams
-from benches.harness import Cost, Group, Line, Scale, Side, Worker, at_most
+from benches.harness import Cost, Group, Line, Scale, Side, at_most
 
 EVENTS = 20_000
 HISTORY = 1_000_000
-PINGS = 300
 LEVELS: tuple[Literal["memory", "process", "disk"], ...] = ("memory", "process", "disk")
-
-FOLLOWER = """
-import json, sys, time
-import turnstream as ts
-reader = iter(ts.Hub(sys.argv[1]).find("s").read(follow="session"))
-next(reader)
-print("{}", flush=True)
-for asked in sys.stdin:
-    late = []
-    for event in reader:
-        if event.type == "custom":
-            data = event.to_dict()["data"]
-            if data is None:
-                break
-            late.append(time.clock_gettime(time.CLOCK_MONOTONIC) - data)
-    print(json.dumps(sorted(late)), flush=True)
-"""
 
 
 @contextmanager
@@ -73,44 +53,6 @@ def appends(scale: Scale) -> Iterator[Group]:
             ],
             scale.rounds(7),
         )
-
-
-@contextmanager
-def latency(scale: Scale) -> Iterator[Group]:
-    pings = scale.items(PINGS)
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/runs.db"
-        hub = ts.Hub(url)
-        turn = hub.session("s").turn()
-        worker = Worker(sys.executable, "-c", FOLLOWER, url)
-
-        def run() -> Cost:
-            def ping() -> None:
-                for _ in range(pings):
-                    turn.emit("custom", name="ping", data=time.clock_gettime(time.CLOCK_MONOTONIC))
-                    time.sleep(0.01)  # a model's pace
-                turn.emit("custom", name="ping", data=None)
-
-            ping()
-            late = [float(seconds) for seconds in json.loads(json.dumps(worker.ask("go")))]
-            if len(late) != pings:
-                raise AssertionError(f"{len(late)} of {pings} events came")
-            return {"p50": late[len(late) // 2] * 1000, "p99": late[len(late) * 99 // 100] * 1000}
-
-        try:
-            yield Group(
-                f"emit here to event object in another process, {pings} events 10 ms apart",
-                {"p50": "ms, median", "p99": "ms, 99 of 100"},
-                [Side("SQLite, process", "one file, a datagram to wake", run)],
-                [
-                    Line("Emit to another worker, median", "SQLite, process", column="p50"),
-                    Line("… 99 of 100", "SQLite, process", column="p99"),
-                ],
-                scale.rounds(3),
-            )
-        finally:
-            worker.close()
-            turn.complete()
 
 
 @contextmanager
@@ -155,4 +97,4 @@ def history(scale: Scale) -> Iterator[Group]:
         )
 
 
-GROUPS = {"stores: appends": appends, "stores: latency": latency, "stores: history": history}
+GROUPS = {"stores: appends": appends, "stores: history": history}

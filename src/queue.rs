@@ -36,7 +36,7 @@ enum Slot {
         delta: Option<Box<Delta>>,
     },
     /// What stands where items were dropped. It holds no object until somebody takes it.
-    Gap { first: u64, last: u64 },
+    Gap(Box<(u64, u64)>),
 }
 
 struct Delta {
@@ -51,35 +51,41 @@ impl Delta {
 }
 
 impl Slot {
-    /// What the consumer gets: deltas that were joined are one event.
-    fn into_object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match self {
-            Self::Item { object, delta } => match delta.and_then(|delta| delta.joined) {
-                Some(event) => event::wrap(py, Arc::new(Entry { event, frame: std::sync::OnceLock::new() })),
-                None => Ok(object),
+    /// Makes the object where there is none yet: deltas that were joined are one event, and a gap is one.
+    fn settle(&mut self, py: Python<'_>) -> PyResult<()> {
+        let object = match self {
+            Self::Item { delta, .. } => match delta.take().and_then(|delta| delta.joined) {
+                Some(event) => event::wrap(py, Arc::new(Entry { event, frame: std::sync::OnceLock::new() }))?,
+                None => return Ok(()),
             },
-            Self::Gap { first, last } => {
-                let gap = core_event::Gap { first, last, reason: "overflow".into() };
-                event::wrap_loose(py, gap.into(), 0, &Arc::default(), now_ms())
+            Self::Gap(range) => {
+                let gap = core_event::Gap { first: range.0, last: range.1, reason: "overflow".into() };
+                event::wrap_loose(py, gap.into(), 0, &Arc::default(), now_ms())?
             }
+        };
+        *self = Self::Item { object, delta: None };
+        Ok(())
+    }
+
+    /// The object of a slot that is settled.
+    fn settled(self, py: Python<'_>) -> Py<PyAny> {
+        match self {
+            Self::Item { object, .. } => object,
+            Self::Gap(_) => py.None(),
         }
+    }
+
+    /// What the consumer gets.
+    fn into_object(mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.settle(py)?;
+        Ok(self.settled(py))
     }
 
     fn object(&self) -> Option<&Py<PyAny>> {
         match self {
             Self::Item { object, .. } => Some(object),
-            Self::Gap { .. } => None,
+            Self::Gap(_) => None,
         }
-    }
-}
-
-impl<'py> IntoPyObject<'py> for Slot {
-    type Target = PyAny;
-    type Output = Bound<'py, PyAny>;
-    type Error = PyErr;
-
-    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
-        self.into_object(py).map(|object| object.into_bound(py))
     }
 }
 
@@ -94,7 +100,7 @@ impl core::Join for Slot {
     }
 
     fn gap(first: u64, last: u64) -> Self {
-        Self::Gap { first, last }
+        Self::Gap(Box::new((first, last)))
     }
 }
 
@@ -149,6 +155,8 @@ fn overflow_name(overflow: Overflow) -> &'static str {
 #[pyclass(frozen, weakref, module = "turnstream")]
 pub struct EventQueue {
     core: core::Queue<Slot, Sleeper>,
+    /// Whether every slot has its object from the start: no deltas are joined, no gaps left.
+    plain: bool,
     error: Mutex<Option<Py<PyBaseException>>>,
     warned: Mutex<Option<Instant>>,
     warn_interval: Duration,
@@ -246,7 +254,10 @@ impl Source for Taking<'_> {
             Form::Many(max) => {
                 let ended = self.queue.core.take_many(max, self.passing, self.place);
                 if !self.passing.is_empty() {
-                    let list = PyList::new(py, self.passing.drain(..))?;
+                    if !self.queue.plain {
+                        self.passing.iter_mut().try_for_each(|slot| slot.settle(py))?;
+                    }
+                    let list = PyList::new(py, self.passing.drain(..).map(|slot| slot.settled(py)))?;
                     return Ok(Taken::Item(list.into_any().unbind()));
                 }
                 *self.passing = Vec::new(); // who waits holds nothing
@@ -320,9 +331,11 @@ impl EventQueue {
         }
         let warn_interval = Duration::try_from_secs_f64(warn_interval_s)
             .map_err(|_| PyValueError::new_err("warn_interval_s: expected seconds, 0 or more"))?;
-        let core = core::Queue::new(maxsize, self::overflow(overflow)?);
+        let overflow = self::overflow(overflow)?;
+        let core = core::Queue::new(maxsize, overflow);
         Ok(Self {
             core: if gaps { core.with_gaps() } else { core },
+            plain: !gaps && overflow != Overflow::Merge,
             error: Mutex::new(None),
             warned: Mutex::new(None),
             warn_interval,

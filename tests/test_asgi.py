@@ -817,9 +817,10 @@ async def test_session_ids_have_a_strict_alphabet(
 async def test_methods_and_paths(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     finished(hub)
     base = serve(app(hub))
-    for path in ("/", "/session", "/sessions/", "/sessions/s/", "/sessions/s/other", "/x/sessions"):
+    for path in ("/", "/session", "/sessions//", "/sessions/s/other", "/x/sessions"):
         response = await http.get(base + path)
         assert (response.status_code, code(response)) == (404, "not_found"), path
+    assert (await http.get(f"{base}/sessions/s/")).status_code == 200, "a mount may end every path in a slash"
     response = await http.put(f"{base}/sessions/s")
     assert (response.status_code, code(response)) == (405, "method_not_allowed")
     assert response.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"

@@ -370,11 +370,12 @@ async def test_servers_and_their_stop(tmp_path: Path, server: str, unused_tcp_po
 
 async def test_a_socket_counts_among_the_readers(serve: Serve, hub: ts.Hub) -> None:
     session = hub.session("s")
-    session.turn()
+    turn = session.turn()
     base = serve(app(hub, policy=Policy(max_readers_per_session=1, on_disconnect="cancel")))
     async with socket(base, "/sessions/s/ws") as client:
         await frame(client)
         assert await refused(base, "/sessions/s/ws") == (429, "too_many_readers")
         assert session.status()["state"] == "running"
     await until(lambda: session.status()["state"] == "cancelled")
+    assert turn.cancelled
     assert (session.result() or {})["reason"] == "disconnected"

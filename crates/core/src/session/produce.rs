@@ -52,6 +52,8 @@ impl Session {
             .into_iter()
             .map(|event| (event.seq, event.context.turn, self.redacted(event.payload, event.extra.map(|extra| *extra))))
             .collect();
+        // Where another process writes, or the store does not keep up, each event is refused below.
+        let _hold = self.hold(None);
         self.change(|inner| {
             let at = inner.producers.iter().rposition(|known| *known.name == *header.producer).unwrap_or_else(|| {
                 if inner.producers.len() == PRODUCERS {
