@@ -33,6 +33,7 @@ pub fn session(error: &SessionError) -> PyErr {
         SessionError::TurnEnded { .. } | SessionError::NoTurn { .. } => "TurnEnded",
         SessionError::Conflict { .. } => "Conflict",
         SessionError::Unknown => "UnknownSession",
+        SessionError::Full(_) => "HubFull",
         SessionError::Payload(_) => "PayloadError",
         SessionError::NotWriter { .. } => "NotWriter",
         SessionError::BadId => return PyValueError::new_err(error.to_string()),

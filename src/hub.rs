@@ -10,18 +10,20 @@ use pyo3::types::PyDict;
 use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
+use turnstream_core::session::redact::Redact;
 use turnstream_core::session::{self as core, TurnOptions};
 use turnstream_core::store::Durability;
 
 use crate::bell::{check_fork, generation};
 use crate::reader::{FrameReader, Reader};
+use crate::redact::Hook;
 use crate::turn::{Emitter, Turn};
 use crate::{convert, errors, slots};
 
 /// Events by which a pacing reader may lag before the producer waits.
 const PACE_WINDOW: u64 = 256;
 
-/// How much a session keeps.
+/// How much a session keeps, and how much all sessions of a hub keep together.
 #[pyclass(frozen, eq, module = "turnstream")]
 #[derive(PartialEq)]
 pub struct Limits {
@@ -31,14 +33,37 @@ pub struct Limits {
 #[pymethods]
 impl Limits {
     #[new]
-    #[pyo3(signature = (*, max_events = 100_000, max_bytes = 67_108_864, max_age_s = 3600.0))]
-    fn new(max_events: usize, max_bytes: usize, max_age_s: f64) -> PyResult<Self> {
-        if max_events == 0 || max_bytes == 0 || max_age_s.is_nan() || max_age_s <= 0.0 {
+    #[pyo3(signature = (
+        *, max_events = 100_000, max_bytes = 67_108_864, max_age_s = 3600.0, max_message_bytes = 16_777_216,
+        max_sessions = 100_000, hub_max_events = 10_000_000, hub_max_bytes = 1_073_741_824
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments")]
+    fn new(
+        max_events: usize,
+        max_bytes: usize,
+        max_age_s: f64,
+        max_message_bytes: usize,
+        max_sessions: usize,
+        hub_max_events: usize,
+        hub_max_bytes: usize,
+    ) -> PyResult<Self> {
+        let counts = [max_events, max_bytes, max_message_bytes, max_sessions, hub_max_events, hub_max_bytes];
+        if counts.contains(&0) || max_age_s.is_nan() || max_age_s <= 0.0 {
             return Err(PyValueError::new_err("limits: expected numbers above 0"));
         }
         let milliseconds = (max_age_s * 1000.0).min(1e15).ceil();
         #[allow(clippy::cast_sign_loss, reason = "checked above")]
-        Ok(Self { limits: core::Limits { max_events, max_bytes, max_age_ms: milliseconds as u64 } })
+        let milliseconds = milliseconds as u64;
+        let limits = core::Limits {
+            max_events,
+            max_bytes,
+            max_age_ms: milliseconds,
+            max_message_bytes,
+            max_sessions,
+            hub_max_events,
+            hub_max_bytes,
+        };
+        Ok(Self { limits })
     }
 
     /// Events in a session's log.
@@ -60,8 +85,38 @@ impl Limits {
         self.limits.max_age_ms as f64 / 1000.0
     }
 
+    /// Bytes of one message's text, and of its reasoning and its refusal.
+    #[getter]
+    fn max_message_bytes(&self) -> usize {
+        self.limits.max_message_bytes
+    }
+
+    /// Sessions in a hub.
+    #[getter]
+    fn max_sessions(&self) -> usize {
+        self.limits.max_sessions
+    }
+
+    /// Events in all logs of a hub.
+    #[getter]
+    fn hub_max_events(&self) -> usize {
+        self.limits.hub_max_events
+    }
+
+    /// Bytes in all logs of a hub, about.
+    #[getter]
+    fn hub_max_bytes(&self) -> usize {
+        self.limits.hub_max_bytes
+    }
+
     fn __repr__(&self) -> String {
-        format!("Limits(max_events={}, max_bytes={}, max_age_s={})", self.max_events(), self.max_bytes(), self.max_age_s())
+        let core::Limits { max_events, max_bytes, max_message_bytes, max_sessions, hub_max_events, hub_max_bytes, .. } =
+            self.limits;
+        let max_age_s = self.max_age_s();
+        format!(
+            "Limits(max_events={max_events}, max_bytes={max_bytes}, max_age_s={max_age_s}, max_message_bytes={max_message_bytes}, \
+             max_sessions={max_sessions}, hub_max_events={hub_max_events}, hub_max_bytes={hub_max_bytes})"
+        )
     }
 }
 
@@ -96,17 +151,22 @@ pub fn away<T: Send>(py: Python<'_>, session: &core::Session, act: impl FnOnce()
 #[pymethods]
 impl Hub {
     #[new]
-    #[pyo3(signature = (store = "memory", limits = None, *, durability = "process"))]
-    fn new(py: Python<'_>, store: &str, limits: Option<&Limits>, durability: &str) -> PyResult<Self> {
+    #[pyo3(signature = (store = "memory", limits = None, *, redact = None, durability = "process"))]
+    fn new(py: Python<'_>, store: &str, limits: Option<&Limits>, redact: Option<Py<PyAny>>, durability: &str) -> PyResult<Self> {
         let limits = limits.map(|limits| limits.limits).unwrap_or_default();
         let durability =
             Durability::parse(durability).ok_or_else(|| PyValueError::new_err("durability: expected memory, process or disk"))?;
+        let redact = redact.map(|hook| Arc::new(Hook { hook }) as Arc<dyn Redact>);
         if store == "memory" {
-            return Ok(Self { core: Arc::new(core::Hub::new(limits)), store: store.into(), made: generation() });
+            return Ok(Self {
+                core: Arc::new(core::Hub::with_redaction(limits, redact)),
+                store: store.into(),
+                made: generation(),
+            });
         }
         let opened = py.detach(|| {
             let (opened, options) = turnstream_core::store::open(store, durability)?;
-            core::Hub::with_store(limits, opened, options)
+            core::Hub::with_store(limits, opened, options, redact)
         });
         let hub = Arc::new(opened.map_err(|error| errors::store(&error))?);
         STORED.lock().push((Arc::downgrade(&hub), generation()));
@@ -121,7 +181,7 @@ impl Hub {
         if id.is_some_and(|id| id.is_empty() || id.len() > 256 || id.chars().any(char::is_control)) {
             return Err(PyValueError::new_err("session id: expected 1 to 256 bytes without control characters"));
         }
-        let session = py.detach(|| self.core.open(id)).map_err(|error| errors::session(&error))?;
+        let session = py.detach(|| self.core.session(id)).map_err(|error| errors::session(&error))?;
         Ok(Session { session, made: self.made })
     }
 
@@ -142,6 +202,28 @@ impl Hub {
     fn delete(&self, py: Python<'_>, id: &str) -> PyResult<bool> {
         check_fork(self.made)?;
         py.detach(|| self.core.remove(id)).map_err(|error| errors::session(&error))
+    }
+
+    /// The sessions whose running turn has now said nothing for `timeout_s`. Each gets a `warning` with the code
+    /// `stalled`, once per stall.
+    fn check_stalls(&self, timeout_s: f64) -> PyResult<Vec<Session>> {
+        check_fork(self.made)?;
+        let timeout = Duration::try_from_secs_f64(timeout_s).map_err(|_| PyValueError::new_err("timeout_s: expected seconds"))?;
+        let stalled = self.core.check_stalls(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        Ok(stalled.into_iter().map(|session| Session { session, made: self.made }).collect())
+    }
+
+    /// Exact counts: sessions, events, bytes, forgotten.
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        check_fork(self.made)?;
+        let counts = self.core.statistics();
+        let dict = PyDict::new(py);
+        for (name, count) in
+            [("sessions", counts.sessions), ("events", counts.events), ("bytes", counts.bytes), ("forgotten", counts.forgotten)]
+        {
+            dict.set_item(name, count)?;
+        }
+        Ok(dict)
     }
 
     /// Waits, at most half a second a session, until the store has what was logged: True if it has. At once in memory.
@@ -244,13 +326,14 @@ impl Session {
     ///
     /// With a `client_id` that came before and an equal input, the turn that was started then, running or ended;
     /// with another input, Conflict.
-    #[pyo3(signature = (input = None, *, backend = None, client_id = None, metadata = None))]
+    #[pyo3(signature = (input = None, *, backend = None, client_id = None, metadata = None, principal = None))]
     fn turn(
         slf: &Bound<'_, Self>,
         input: Option<&Bound<'_, PyAny>>,
         backend: Option<&str>,
         client_id: Option<&str>,
         metadata: Option<&Bound<'_, PyAny>>,
+        principal: Option<Py<PyAny>>,
     ) -> PyResult<Turn> {
         let this = slf.get();
         check_fork(this.made)?;
@@ -264,7 +347,7 @@ impl Session {
         let started =
             away(slf.py(), &this.session, || this.session.start_turn(options)).map_err(|error| errors::session(&error))?;
         let session = Self { session: this.session.clone(), made: this.made };
-        Ok(Turn::new(session, &started, input.map(|input| input.clone().unbind())))
+        Ok(Turn::new(session, &started, input.map(|input| input.clone().unbind()), principal))
     }
 
     /// A callable `emit(type, payload=None, *, turn=None, **fields) -> seq`, safe from every thread.
@@ -393,6 +476,8 @@ impl Session {
             ("duplicates", counts.duplicates),
             ("late", counts.late),
             ("refused", counts.refused),
+            ("capped", counts.capped),
+            ("redaction_failures", counts.redaction_failures),
             ("evicted", counts.evicted),
             ("retained", counts.retained),
             ("bytes", counts.bytes),

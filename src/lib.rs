@@ -15,6 +15,7 @@ mod pace;
 mod provider;
 mod queue;
 mod reader;
+mod redact;
 mod remote;
 mod slots;
 mod turn;

@@ -1,6 +1,7 @@
 //! Readers as Python sees them: events one by one or in batches, or frames as bytes.
 
 use std::ffi::CStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -425,13 +426,23 @@ pub struct ChunkSource {
     stream: FrameStream,
     scratch: Vec<u8>,
     heartbeat_due: bool,
+    /// Why the server ends the stream, and when the client may come back: said in its last frame.
+    closing: Option<(String, Option<u64>)>,
     ended: bool,
 }
 
 impl Source for ChunkSource {
     fn take(&mut self, py: Python<'_>) -> PyResult<Taken> {
         self.scratch.clear();
-        let poll = if self.ended { Poll::End } else { self.stream.poll(&mut self.scratch) };
+        let poll = match self.closing.take() {
+            _ if self.ended => Poll::End,
+            None => self.stream.poll(&mut self.scratch),
+            Some((reason, retry_ms)) => {
+                self.stream.write_close(&reason, retry_ms, &mut self.scratch);
+                self.ended = true;
+                Poll::End
+            }
+        };
         if poll == Poll::Pending && std::mem::take(&mut self.heartbeat_due) {
             self.stream.write_heartbeat(&mut self.scratch);
         }
@@ -446,7 +457,7 @@ impl Source for ChunkSource {
     }
 
     fn park(&mut self, waker: &Waker) -> bool {
-        !self.ended && self.stream.reader().park(waker)
+        !self.ended && self.closing.is_none() && self.stream.reader().park(waker)
     }
 
     fn unpark(&mut self) {
@@ -472,6 +483,7 @@ pub struct FrameReader {
     /// How the cursor was taken, as in `stream_open`.
     #[pyo3(get)]
     status: &'static str,
+    session: Arc<turnstream_core::session::Session>,
     heartbeat: Duration,
     silence: Mutex<Silence>,
 }
@@ -484,10 +496,11 @@ struct Silence {
 }
 
 impl FrameReader {
-    pub fn new(stream: FrameStream, heartbeat: Duration) -> Self {
+    pub fn new(mut stream: FrameStream, heartbeat: Duration) -> Self {
         let status = stream.status().as_str();
-        let source = ChunkSource { stream, scratch: Vec::new(), heartbeat_due: false, ended: false };
-        Self { shared: Shared::new(source), status, heartbeat, silence: Mutex::default() }
+        let session = stream.reader().session().clone();
+        let source = ChunkSource { stream, scratch: Vec::new(), heartbeat_due: false, closing: None, ended: false };
+        Self { shared: Shared::new(source), status, session, heartbeat, silence: Mutex::default() }
     }
 
     fn set_timer(slf: &Bound<'_, Self>, delay: Duration) -> PyResult<()> {
@@ -588,9 +601,20 @@ impl FrameReader {
         BlockingFrameReader { reader: slf }
     }
 
-    /// Ends the iteration, also of a task that is parked in it. A second call does nothing.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.shared.close();
+    /// The session that it reads.
+    #[getter]
+    fn session(&self) -> crate::hub::Session {
+        crate::hub::Session { session: self.session.clone(), made: self.shared.made }
+    }
+
+    /// Ends the iteration, also of a task that is parked in it: at once, or, with a reason, after a last frame that says it.
+    /// A second call does nothing.
+    #[pyo3(signature = (reason = None, *, retry_ms = None))]
+    fn close(&self, py: Python<'_>, reason: Option<String>, retry_ms: Option<u64>) -> PyResult<()> {
+        match reason {
+            Some(reason) => self.shared.change(|source| source.closing = Some((reason, retry_ms))),
+            None => self.shared.close(),
+        }
         self.stop_timer(py)
     }
 

@@ -79,14 +79,16 @@ pub struct Turn {
     started: bool,
     before: u64,
     input: Mutex<Option<Py<PyAny>>>,
+    principal: Mutex<Option<Py<PyAny>>>,
     /// A turn that is forgotten without an end is ended as failed.
     owns: bool,
 }
 
 impl Turn {
-    pub fn new(session: Session, started: &Started, input: Option<Py<PyAny>>) -> Self {
+    pub fn new(session: Session, started: &Started, input: Option<Py<PyAny>>, principal: Option<Py<PyAny>>) -> Self {
         let Started { turn, before, new } = *started;
-        Self { session, number: turn, started: new, before, input: Mutex::new(input), owns: new }
+        let (input, principal) = (Mutex::new(input), Mutex::new(principal));
+        Self { session, number: turn, started: new, before, input, principal, owns: new }
     }
 
     fn core(&self) -> PyResult<&Arc<core::Session>> {
@@ -146,6 +148,12 @@ impl Turn {
     #[getter]
     fn input(&self, py: Python<'_>) -> Py<PyAny> {
         self.input.lock().as_ref().map_or_else(|| py.None(), |input| input.clone_ref(py))
+    }
+
+    /// Who asked for it, as the auth hook said. In no event.
+    #[getter]
+    fn principal(&self, py: Python<'_>) -> Py<PyAny> {
+        self.principal.lock().as_ref().map_or_else(|| py.None(), |principal| principal.clone_ref(py))
     }
 
     /// The cursor before its `turn_start`: a reader from there sees all of it.
@@ -288,17 +296,21 @@ impl Turn {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Some(input) = self.input.try_lock()
-            && let Some(input) = &*input
-        {
-            visit.call(input)?;
+        for held in [&self.input, &self.principal] {
+            if let Some(held) = held.try_lock()
+                && let Some(held) = &*held
+            {
+                visit.call(held)?;
+            }
         }
         Ok(())
     }
 
     fn __clear__(&self) {
-        let input = self.input.try_lock().and_then(|mut input| input.take());
-        drop(input);
+        for held in [&self.input, &self.principal] {
+            let held = held.try_lock().and_then(|mut held| held.take());
+            drop(held);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -69,6 +70,10 @@ class Gate:
     def __init__(self) -> None:
         self._open: Future[None] = Future()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open.done()
+
     def open(self) -> None:
         self._open.set_result(None)
 
@@ -85,6 +90,17 @@ async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -
     async with asyncio.timeout(patience_s):
         while not condition():  # noqa: ASYNC110, the counts of another thread ring no bell
             await asyncio.sleep(0.005)
+
+
+def frozen(base: str, path: str) -> socket.socket:
+    """A client that asks for a stream and takes as little of it as the kernel lets it."""
+    url = httpx.URL(base)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(PATIENCE_S)
+    client.connect((url.host, url.port))
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return client
 
 
 def speak(turn: ts.Turn, words: list[str]) -> None:

@@ -419,7 +419,9 @@ async def test_shutdown_with_idle_and_busy_clients(
         status = await asyncio.wait_for(server.wait(), 3)
         assert time.monotonic() - start < 3
         assert status in (0, -stop_signal, 128 + stop_signal, 1 if stop_signal == signal.SIGINT else 0)
-        _, _, busy, _ = await asyncio.gather(*following)
+        idle, idle_session, busy, busy_session = await asyncio.gather(*following)
+        for told in (idle, idle_session, busy_session):
+            assert (told[-1].event, told[-1].data["reason"]) == ("stream_close", "shutdown")
         assert busy[-1].event == "completion"
         assert (busy[-1].data["status"], busy[-1].data["reason"]) == ("cancelled", "shutdown")
     finally:
@@ -458,7 +460,9 @@ async def test_who_comes_while_the_server_stops(hub: ts.Hub) -> None:
     await application.shutdown()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://x") as http:
         response = await http.get("/sessions/s/events")
-        assert (response.status_code, response.content) == (200, b"")
+        assert response.status_code == 200
+        assert (last := parse(response.content)[-1]).event == "stream_close"
+        assert (last.data["reason"], last.id) == ("shutdown", None)
         refused = await http.post("/sessions/s/turns", json={"input": 1})
         assert (refused.status_code, code(refused)) == (503, "shutting_down")
         async with application.lifespan():
@@ -813,9 +817,10 @@ async def test_session_ids_have_a_strict_alphabet(
 async def test_methods_and_paths(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     finished(hub)
     base = serve(app(hub))
-    for path in ("/", "/session", "/sessions/", "/sessions/s/", "/sessions/s/other", "/x/sessions"):
+    for path in ("/", "/session", "/sessions//", "/sessions/s/other", "/x/sessions"):
         response = await http.get(base + path)
         assert (response.status_code, code(response)) == (404, "not_found"), path
+    assert (await http.get(f"{base}/sessions/s/")).status_code == 200, "a mount may end every path in a slash"
     response = await http.put(f"{base}/sessions/s")
     assert (response.status_code, code(response)) == (405, "method_not_allowed")
     assert response.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"

@@ -17,8 +17,7 @@ from test_asgi import kill
 from websockets.asyncio.client import ClientConnection, connect
 
 import turnstream as ts
-from turnstream.asgi import HTTPError, Scope, app
-from turnstream.asgi.websocket import EventSocket
+from turnstream.asgi import HTTPError, Policy, Scope, app
 from turnstream.fastapi import router
 
 Serve = Callable[..., str]
@@ -278,10 +277,10 @@ async def test_silence_is_filled_with_heartbeats(serve: Serve, hub: ts.Hub) -> N
         assert [(await frame(client))["type"] for _ in range(3)] == ["stream_open", "heartbeat", "heartbeat"]
 
 
-async def test_a_frozen_client_is_cut(serve: Serve, hub: ts.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EventSocket, "WRITE_S", 0.3)
+async def test_a_frozen_client_is_cut(serve: Serve, hub: ts.Hub) -> None:
     session = finished(hub, words=["x" * 65536] * 200)
-    base, path = serve(app(hub), ws_ping_interval=None), "/sessions/s/ws?deltas=exact"
+    policy = Policy(write_timeout_s=0.3)
+    base, path = serve(app(hub, policy=policy), ws_ping_interval=None), "/sessions/s/ws?deltas=exact"
     async with socket(base, path, max_queue=1, compression=None) as client:
         await until(lambda: session.statistics()["readers"] == 1)
         await until(lambda: session.statistics()["readers"] == 0)
@@ -367,3 +366,16 @@ async def test_servers_and_their_stop(tmp_path: Path, server: str, unused_tcp_po
                     assert {busy.close_code, idle.close_code} == {1001}
     finally:
         await kill(process)
+
+
+async def test_a_socket_counts_among_the_readers(serve: Serve, hub: ts.Hub) -> None:
+    session = hub.session("s")
+    turn = session.turn()
+    base = serve(app(hub, policy=Policy(max_readers_per_session=1, on_disconnect="cancel")))
+    async with socket(base, "/sessions/s/ws") as client:
+        await frame(client)
+        assert await refused(base, "/sessions/s/ws") == (429, "too_many_readers")
+        assert session.status()["state"] == "running"
+    await until(lambda: session.status()["state"] == "cancelled")
+    assert turn.cancelled
+    assert (session.result() or {})["reason"] == "disconnected"

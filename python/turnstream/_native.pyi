@@ -506,6 +506,18 @@ class Snapshot(Event):
     def state(self) -> Any: ...
 
 @final
+class StreamClose(Event):
+    """`stream_close` (control): The last frame of a stream that the server ends early: come back with the last id.
+    `retry_ms`: not sooner."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    def __new__(cls, **fields: Any) -> Self: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def retry_ms(self) -> int | None: ...
+
+@final
 class Gap(Event):
     """`gap` (control): Events `first` to `last` will not come."""
 
@@ -643,11 +655,24 @@ def read_batch(blob: bytes) -> tuple[dict[str, Any], list[Event]]:
 
 @final
 class Limits:
-    """How much a session keeps. What no longer fits leaves the log: deltas of finished messages first, then the
-    oldest.
+    """How much a session keeps, and how much all sessions of a hub keep together.
+
+    What no longer fits a session's log leaves it: deltas of finished messages first, then the oldest. What no longer
+    fits the hub leaves in the same order, and then whole sessions, the longest still first; never one with a running
+    turn or an open reader. A message is cut at `max_message_bytes`, with a `warning`.
     """
 
-    def __new__(cls, *, max_events: int = 100_000, max_bytes: int = 67_108_864, max_age_s: float = 3600.0) -> Self: ...
+    def __new__(
+        cls,
+        *,
+        max_events: int = 100_000,
+        max_bytes: int = 67_108_864,
+        max_age_s: float = 3600.0,
+        max_message_bytes: int = 16_777_216,
+        max_sessions: int = 100_000,
+        hub_max_events: int = 10_000_000,
+        hub_max_bytes: int = 1_073_741_824,
+    ) -> Self: ...
     @property
     def max_events(self) -> int: ...
     @property
@@ -655,6 +680,14 @@ class Limits:
     @property
     def max_age_s(self) -> float:
         """Age of an event in seconds; also how long a finished session is kept."""
+    @property
+    def max_message_bytes(self) -> int: ...
+    @property
+    def max_sessions(self) -> int: ...
+    @property
+    def hub_max_events(self) -> int: ...
+    @property
+    def hub_max_bytes(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
@@ -664,6 +697,9 @@ class Hub:
     `store`: "memory", or "sqlite:///runs.db", a file that several processes may share; UnknownStore for any other.
     `durability`, for a file: when readers see an event. "memory": at once. "process": once it outlives this process.
     "disk": once it outlives a power cut. A hub cannot be used in the child of a fork (ForkedProcess).
+    `redact` sees each event as a dict (`type` and the event's own fields), on the thread that emits, before it is
+    stored: what it returns is stored, None leaves the event out. Where it fails, `custom{name: "redaction_failed"}`
+    stands for the event.
     """
 
     def __new__(
@@ -671,19 +707,26 @@ class Hub:
         store: str = "memory",
         limits: Limits | None = None,
         *,
+        redact: Callable[[dict[str, Any]], Mapping[str, Any] | None] | None = None,
         durability: Literal["memory", "process", "disk"] = "process",
     ) -> Self: ...
     @property
     def store(self) -> str:
         """Where its sessions live: "memory", or the scheme of the store's URL."""
     def session(self, id: str | None = None) -> Session:
-        """The session `id`, made if it is new; without an id, a new one under an id nobody can guess."""
+        """The session `id`, made if it is new; without an id, a new one under an id nobody can guess. HubFull for a
+        new one where `max_sessions` are in use."""
     def find(self, id: str) -> Session:
         """The session `id`, or UnknownSession; never makes one."""
     def sessions(self) -> list[Session]:
         """All sessions, newest activity first."""
     def delete(self, id: str) -> bool:
         """Ends the session (its running turn as cancelled) and forgets it. False when there was none."""
+    def check_stalls(self, timeout_s: float) -> list[Session]:
+        """The sessions whose running turn has now said nothing for `timeout_s`. Each gets a `warning` with the code
+        `stalled`, once per stall."""
+    def statistics(self) -> dict[str, int]:
+        """Exact counts: sessions, events, bytes, forgotten."""
     def flush(self) -> bool:
         """Waits, at most half a second a session, until the store has what was logged: True if it has."""
     def close(self) -> None:
@@ -708,7 +751,13 @@ class Session:
     def cursor(self) -> str:
         """`<epoch>.<head>`."""
     def turn(
-        self, input: Any = None, *, backend: str | None = None, client_id: str | None = None, metadata: Any = None
+        self,
+        input: Any = None,
+        *,
+        backend: str | None = None,
+        client_id: str | None = None,
+        metadata: Any = None,
+        principal: Any = None,
     ) -> Turn:
         """Starts a turn (logs `turn_start`). TurnActive while one runs; SessionClosed after the session's end.
 
@@ -788,8 +837,8 @@ class Session:
         answer, also while the turn runs. CursorError where the cursor is malformed.
         """
     def statistics(self) -> dict[str, int]:
-        """Exact counts: appended, duplicates, late, refused, evicted, retained, bytes, readers,
-        subscriber_failures."""
+        """Exact counts: appended, duplicates, late, refused, capped, redaction_failures, evicted, retained, bytes,
+        readers, subscriber_failures."""
     @property
     def running(self) -> int | None:
         """The number of the running turn; None while none runs."""
@@ -887,6 +936,9 @@ class Turn:
     @property
     def input(self) -> Any:
         """What the request brought, untouched."""
+    @property
+    def principal(self) -> Any:
+        """Who asked for it, as the auth hook said. In no event."""
     @property
     def cancelled(self) -> bool: ...
     @property
@@ -1054,11 +1106,15 @@ class FrameReader:
     def status(self) -> str:
         """How the cursor was taken, as in `stream_open`."""
     @property
+    def session(self) -> Session:
+        """The session that it reads."""
+    @property
     def cursor(self) -> str:
         """Where a new reader would go on: `<epoch>.<seq>` of the last event that was handed out."""
     def __await__(self) -> Generator[Any, None, bytes]: ...
     def __aiter__(self) -> Self: ...
     def __anext__(self) -> Awaitable[bytes]: ...
     def __iter__(self) -> Iterator[bytes]: ...
-    def close(self) -> None:
-        """Ends the iteration, also of a task that is parked in it. A second call does nothing."""
+    def close(self, reason: str | None = None, *, retry_ms: int | None = None) -> None:
+        """Ends the iteration, also of a task that is parked in it: at once, or, with a reason, after a last frame that
+        says it. A second call does nothing."""

@@ -47,14 +47,16 @@ class Runner:
         self._agent = agent
         self._running: dict[asyncio.Task[None], Turn] = {}
 
-    def start(self, session: Session, input: Any, *, client_id: str | None = None, metadata: Any = None) -> Started:
+    def start(
+        self, session: Session, input: Any, *, client_id: str | None = None, metadata: Any = None, principal: Any = None
+    ) -> Started:
         """Starts a turn and its agent.
 
         The same `client_id` and input again: the first answer, and nothing is started; another input: Conflict.
         TurnActive while a turn runs, SessionClosed after the session's end.
         """
         loop = asyncio.get_running_loop()
-        turn = session.turn(input, client_id=client_id, metadata=metadata)
+        turn = session.turn(input, client_id=client_id, metadata=metadata, principal=principal)
         if not turn.started:
             return Started(turn.number, turn.cursor)
         task = loop.create_task(self._run(turn), name=f"turnstream {session.id} {turn.number}")

@@ -14,6 +14,7 @@ __all__ = [
     "ForkedProcess",
     "FrameTooLong",
     "HTTPStatusError",
+    "HubFull",
     "NotWriter",
     "PayloadError",
     "ProducerLost",
@@ -122,6 +123,12 @@ class UnknownSession(TurnstreamError, LookupError):
     """No session of that id."""
 
     code = "unknown_session"
+
+
+class HubFull(TurnstreamError):
+    """The hub holds as many sessions as its limits allow, and all of them are in use."""
+
+    code = "hub_full"
 
 
 class UnknownStore(TurnstreamError, ValueError):

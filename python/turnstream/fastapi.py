@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response, WebSocket, WebSocketDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from turnstream._native import Hub
-from turnstream.asgi import MAX_BODY_BYTES, ROUTES, SOCKETS, Agent, Auth, Route, StreamQuery, app
+from turnstream.asgi import MAX_BODY_BYTES, ROUTES, SOCKETS, Agent, Auth, Policy, Route, StreamQuery, app
 from turnstream.asgi.stream import Format
 
 __all__ = ["Respond", "router"]
@@ -46,6 +46,7 @@ def router(
     retry_ms: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     origins: Sequence[str] | None = None,
+    policy: Policy | None = None,
 ) -> APIRouter:
     """An APIRouter with the routes of `turnstream.asgi.app`, whose arguments it takes.
 
@@ -62,6 +63,7 @@ def router(
         retry_ms=retry_ms,
         max_body_bytes=max_body_bytes,
         origins=origins,
+        policy=policy,
     )
     api = APIRouter(prefix=prefix, dependencies=dependencies, lifespan=service.lifespan)
     for route in filter(service.has, ROUTES):
@@ -135,11 +137,13 @@ _ERRORS = {
     410: "the cursor was trimmed, and on_trim=fail",
     413: "the body is too long",
     422: "a field is not what it should be",
+    429: "too many streams are open",
+    503: "too many sessions are in use, or the server stops",
 }
 _ERRORS_OF = {
-    "create": (400, 409, 413, 422),
-    "start_turn": (400, 404, 409, 413, 422),
-    "events": (400, 404, 410),
+    "create": (400, 409, 413, 422, 503),
+    "start_turn": (400, 404, 409, 413, 422, 503),
+    "events": (400, 404, 410, 429),
     "poll": (400, 404, 410),
     "chat_completions": (400, 413),
     "create_response": (400, 404, 409, 413),

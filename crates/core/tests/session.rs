@@ -6,10 +6,11 @@ use std::task::{Wake, Waker};
 
 use proptest::prelude::*;
 use turnstream_core::encode::{Format, FrameStream, StreamOptions};
-use turnstream_core::event::{Class, Event, Payload};
+use turnstream_core::event::{Class, Event, Json, Payload};
 use turnstream_core::provider::{Normalizer, Options};
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadError, ReadOptions, Reader, Status};
-use turnstream_core::session::{Ending, Hub, Limits, Session, SessionError, Ticket, TurnOptions};
+use turnstream_core::session::redact::{Redact, Redacted};
+use turnstream_core::session::{Ending, Hub, Limits, Session, SessionError, State, Ticket, TurnOptions};
 
 fn session() -> Arc<Session> {
     Session::new("s", Limits::default())
@@ -62,6 +63,188 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
 
 fn after(session: &Session, seq: u64) -> ReadOptions {
     ReadOptions { after: Some(Cursor::new(session.epoch(), seq)), ..ReadOptions::default() }
+}
+
+// --- a hub: what its sessions keep together ------------------------------------------------------------------------
+
+/// A session whose one turn has said `events` things of about 1 KB.
+fn said(hub: &Hub, id: &str, events: usize, ended: bool) -> Arc<Session> {
+    let session = hub.session(Some(id)).unwrap();
+    let turn = start(&session);
+    for _ in 0..events {
+        emit(&session, "custom", &format!(r#"{{"name":"part","data":"{}"}}"#, "x".repeat(1000)));
+    }
+    if ended {
+        end(&session, turn);
+    }
+    session
+}
+
+#[test]
+fn edge_63_room_is_made_of_finished_sessions_the_longest_still_first_and_never_of_running_or_read_ones() {
+    let hub = Hub::new(Limits { hub_max_events: 100, ..Limits::default() });
+    let running = said(&hub, "running", 30, false);
+    let read = said(&hub, "read", 20, true);
+    let reader = Reader::open(&read, &after(&read, 0)).unwrap();
+    let old = said(&hub, "old", 20, true);
+    std::thread::sleep(std::time::Duration::from_millis(3)); // their age is what tells them apart
+    said(&hub, "young", 20, true);
+    assert_eq!(hub.statistics().events, 31 + 22 + 22 + 22);
+    emit(&running, "custom", r#"{"name":"a"}"#);
+    emit(&running, "custom", r#"{"name":"b"}"#);
+    emit(&running, "custom", r#"{"name":"c"}"#);
+    assert!(hub.find("old").is_ok(), "exactly at the limit nothing leaves");
+    emit(&running, "custom", r#"{"name":"one past"}"#);
+    assert_eq!(hub.find("old").unwrap_err(), SessionError::Unknown);
+    assert!(hub.find("young").is_ok() && hub.find("read").is_ok());
+    assert_eq!((hub.statistics().events, hub.statistics().forgotten), (35 + 22 + 22, 1));
+    emit(&old, "custom", r#"{"name":"whoever holds it still can use it, and it weighs nothing"}"#);
+    assert_eq!(hub.statistics().events, 35 + 22 + 22);
+    // What is in use is not let go, however much it is.
+    for _ in 0..100 {
+        emit(&running, "custom", r#"{"name":"more"}"#);
+    }
+    assert!(hub.find("young").is_err() && hub.find("read").is_ok());
+    assert_eq!(kinds(&all(&running)).len(), 135);
+    drop(reader);
+    assert_eq!(all(&read).len(), 22);
+    assert!(hub.delete("running") && hub.delete("read"));
+    assert_eq!((hub.statistics().events, hub.statistics().bytes), (0, 0));
+}
+
+#[test]
+fn a_hubs_bytes_are_bounded_and_the_deltas_of_finished_messages_leave_first() {
+    let hub = Hub::new(Limits { hub_max_bytes: 200_000, ..Limits::default() });
+    let session = hub.session(Some("wordy")).unwrap();
+    let turn = start(&session);
+    for _ in 0..500 {
+        emit(&session, "text_delta", &format!(r#"{{"message_id":"m","text":"{}"}}"#, "x".repeat(100)));
+    }
+    end(&session, turn);
+    let before = hub.statistics();
+    said(&hub, "other", 40, false);
+    assert!(before.bytes > 100_000 && hub.statistics().bytes <= 200_000, "{:?}", hub.statistics());
+    let kept = kinds(&read(&hub.find("wordy").unwrap(), &ReadOptions::default()));
+    assert_eq!(kept, ["turn_start", "message_start", "gap", "assistant_message", "completion"]);
+    assert_eq!(hub.statistics().forgotten, 0);
+}
+
+#[test]
+fn a_full_hub_forgets_who_is_idle_and_refuses_where_all_are_in_use() {
+    let hub = Hub::new(Limits { max_sessions: 2, ..Limits::default() });
+    let running = said(&hub, "running", 1, false);
+    said(&hub, "finished", 1, true);
+    hub.session(Some("fresh")).expect("the finished one makes room");
+    assert!(hub.find("finished").is_err());
+    assert_eq!(hub.session(Some("one more")).unwrap_err(), SessionError::Full(2), "a fresh one is about to be used");
+    assert!(hub.session(Some("running")).is_ok_and(|known| Arc::ptr_eq(&known, &running)));
+    assert!(hub.delete("fresh"));
+    assert!(hub.session(None).is_ok());
+}
+
+#[test]
+fn edge_47_a_message_is_cut_at_its_limit_and_so_is_its_whole() {
+    let session = Session::new("s", Limits { max_message_bytes: 10, ..Limits::default() });
+    let turn = start(&session);
+    for text in ["12345", "67890", "x", "y"] {
+        emit(&session, "text_delta", &format!(r#"{{"message_id":"at","text":"{text}"}}"#));
+    }
+    emit(&session, "assistant_message", r#"{"message_id":"at","text":"1234567890xy"}"#);
+    emit(&session, "assistant_message", r#"{"message_id":"fits","text":"1234567890","reasoning":"abc"}"#);
+    emit(&session, "assistant_message", r#"{"message_id":"umlaut","text":"123456789\u00fcx"}"#);
+    end(&session, turn);
+    let events = all(&session);
+    let texts: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.payload {
+            Payload::AssistantMessage(whole) => Some(whole.text.to_string()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(texts, ["1234567890", "1234567890", "123456789"], "whole characters");
+    let warnings = events.iter().filter(|event| matches!(&event.payload, Payload::Warning(w) if w.code == "message_truncated"));
+    assert_eq!((warnings.count(), session.statistics().capped), (2, 2), "once per message");
+    assert!(!kinds(&events).contains(&"message_reset"));
+    let head = session.position().head;
+    assert!(session.look(State::messages_json).as_str().len() < 1000);
+    assert_eq!(session.position().head, head, "looking takes no seq");
+}
+
+struct Hook;
+
+impl Redact for Hook {
+    fn redact(&self, payload: Payload, extra: Option<Json>) -> Redacted {
+        match payload {
+            Payload::TextDelta(_) => Redacted::Withheld,
+            Payload::Custom(_) => Redacted::Failed,
+            Payload::AssistantMessage(mut whole) => {
+                whole.text = whole.text.replace("secret", "[removed]").as_str().into();
+                Redacted::Kept((*whole).into(), extra)
+            }
+            Payload::TurnStart(mut start) => {
+                start.input = None;
+                Redacted::Kept((*start).into(), extra)
+            }
+            other => Redacted::Kept(other, extra),
+        }
+    }
+}
+
+#[test]
+fn what_is_redacted_is_never_stored_and_a_failing_hook_leaves_a_placeholder() {
+    let hub = Hub::with_redaction(Limits::default(), Some(Arc::new(Hook)));
+    let session = hub.session(None).unwrap();
+    let options = TurnOptions { input: Some(Json::string("my secret")), ..TurnOptions::default() };
+    let turn = session.start_turn(options).unwrap().turn;
+    emit(&session, "text_delta", r#"{"message_id":"m","text":"my sec"}"#);
+    emit(&session, "assistant_message", r#"{"message_id":"m","text":"my secret"}"#);
+    emit(&session, "custom", r#"{"name":"secret","data":"secret"}"#);
+    let mut many = ["secret", "secret"].map(|text| payload("custom", &format!(r#"{{"name":"{text}"}}"#))).to_vec();
+    session.emit_all(turn, &mut many).unwrap();
+    session.end_turn(turn, Ending { fallback: Some("the secret".into()), ..Ending::default() });
+    let log: String = all(&session).iter().map(Event::to_json).collect();
+    assert!(!log.contains("secret"), "{log}");
+    assert!(log.contains("my [removed]") && log.matches("redaction_failed").count() == 3);
+    assert_eq!(session.statistics().redaction_failures, 3);
+    assert!(!session.look(State::snapshot_json).as_str().contains("secret"));
+}
+
+#[test]
+fn edge_57_a_stall_is_said_once_and_its_warning_is_no_progress() {
+    let hub = Hub::new(Limits::default());
+    let session = hub.session(None).unwrap();
+    assert!(!session.check_stall(0), "no turn runs");
+    let turn = start(&session);
+    assert!(!session.check_stall(60_000));
+    assert_eq!(hub.check_stalls(0).len(), 1);
+    assert!(hub.check_stalls(0).is_empty() && !session.check_stall(0), "once per stall");
+    let age = session.progress_age().unwrap();
+    emit(&session, "custom", r#"{"name":"goes on"}"#);
+    assert!(session.progress_age().unwrap() <= age.max(std::time::Duration::from_millis(50)));
+    assert!(session.check_stall(0), "a new one");
+    end(&session, turn);
+    assert!(session.progress_age().is_none() && !session.check_stall(0));
+    let said = kinds(&all(&session));
+    assert_eq!(said, ["turn_start", "warning", "custom", "warning", "completion"]);
+}
+
+#[test]
+fn progress_says_what_has_passed_and_reckons_what_is_left() {
+    let session = session();
+    let turn = start(&session);
+    emit(&session, "stage_start", r#"{"stage":"plan","agent":"planner","index":1,"total":3}"#);
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    emit(&session, "progress", r#"{"stage":"plan","current":1,"total":4}"#);
+    let stage = session.status_json().to_value()["progress"]["plan"].clone();
+    assert_eq!((&stage["agent"], &stage["index"], &stage["stages"]), (&"planner".into(), &1.into(), &3.into()));
+    let (elapsed, left) = (stage["elapsed_s"].as_f64().unwrap(), stage["estimate_s"].as_f64().unwrap());
+    assert!(elapsed >= 0.03 && (left - 3.0 * elapsed).abs() < 1e-9, "{stage}");
+    emit(&session, "progress", r#"{"stage":"plan","current":2,"total":4,"elapsed_s":7,"estimate_s":9}"#);
+    let stage = session.status_json().to_value()["progress"]["plan"].clone();
+    assert_eq!((stage["elapsed_s"].as_f64(), stage["estimate_s"].as_f64()), (Some(7.0), Some(9.0)), "what it says itself");
+    end(&session, turn);
+    let stage = session.status_json().to_value()["progress"]["plan"].clone();
+    assert_eq!((&stage["open"], &stage["status"]), (&false.into(), &"completed".into()));
 }
 
 // --- messages and calls: what the log makes of what is said twice, too late or in part ------------------------------
@@ -743,7 +926,7 @@ fn a_pacing_reader_holds_the_producer_and_its_going_frees_it() {
 #[test]
 fn edge_55_a_deleted_session_ends_its_readers_and_its_turn() {
     let hub = Hub::new(Limits::default());
-    let session = hub.session(Some("s"));
+    let session = hub.session(Some("s")).unwrap();
     start(&session);
     let mut reader = Reader::open(&session, &ReadOptions { follow: Follow::Session, ..ReadOptions::default() }).unwrap();
     assert!(hub.delete("s"));
@@ -756,7 +939,7 @@ fn edge_55_a_deleted_session_ends_its_readers_and_its_turn() {
 #[test]
 fn edge_42_sessions_share_nothing() {
     let hub = Hub::new(Limits::default());
-    let (a, b) = (hub.session(None), hub.session(None));
+    let (a, b) = (hub.session(None).unwrap(), hub.session(None).unwrap());
     assert_ne!(a.id(), b.id());
     assert_ne!(a.epoch(), b.epoch());
     start(&a);
@@ -800,6 +983,26 @@ fn a_snapshot_that_nothing_follows_still_moves_the_cursor() {
     let mut out = Vec::new();
     while stream.poll(&mut out) == Poll::Ready {}
     assert!(String::from_utf8(out).unwrap().ends_with(&format!("\n\nid: {}.2\n\n", session.epoch())));
+}
+
+/// A client that takes nothing costs one chunk: 500 of them once cost 8 MB each, as a page was counted in events alone.
+#[test]
+fn a_chunk_of_large_events_is_as_large_as_one_of_small_ones() {
+    let session = session();
+    let turn = start(&session);
+    for _ in 0..100 {
+        emit(&session, "custom", &format!(r#"{{"name":"part","data":"{}"}}"#, "x".repeat(30_000)));
+    }
+    end(&session, turn);
+    let options = StreamOptions { max_bytes: 65_536, ..stream_options() };
+    let mut stream = FrameStream::open(&session, &ReadOptions::default(), options, Format::Sse.encoder()).unwrap();
+    let (mut out, mut chunks) = (Vec::new(), 0);
+    while stream.poll(&mut out) == Poll::Ready {
+        assert!(out.len() < 65_536 + 31_000, "{}", out.len());
+        out.clear();
+        chunks += 1;
+    }
+    assert!(chunks > 30);
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn until(what: &str, done: impl Fn() -> bool) {
 
 fn hub(store: &Arc<dyn LogStore>, lease: Duration, durability: Durability) -> Hub {
     let options = StoreOptions { durability, lease, ..StoreOptions::default() };
-    Hub::with_store(Limits::default(), store.clone(), options).unwrap()
+    Hub::with_store(Limits::default(), store.clone(), options, None).unwrap()
 }
 
 fn two_hubs(store: &Arc<dyn LogStore>) -> (Hub, Hub) {
@@ -156,9 +156,9 @@ impl LogStore for Switch {
 #[test]
 fn one_writes_and_another_reads_the_same() {
     let (here, there) = two_hubs(&memory());
-    let session = here.open(Some("s")).unwrap();
+    let session = here.session(Some("s")).unwrap();
     let turn = start(&session);
-    let other = there.open(Some("s")).unwrap();
+    let other = there.session(Some("s")).unwrap();
     let reading = std::thread::spawn({
         let other = other.clone();
         move || read_turn(&other)
@@ -183,10 +183,10 @@ fn one_writes_and_another_reads_the_same() {
 #[test]
 fn one_writes_at_a_time() {
     let (here, there) = two_hubs(&memory());
-    let session = here.open(Some("s")).unwrap();
+    let session = here.session(Some("s")).unwrap();
     let turn = start(&session);
     say(&session, "a").unwrap();
-    let other = there.open(Some("s")).unwrap();
+    let other = there.session(Some("s")).unwrap();
     assert!(matches!(say(&other, "b"), Err(SessionError::NotWriter { .. })));
     until("the turn is seen", || other.position().running);
     assert!(matches!(other.start_turn(TurnOptions::default()), Err(SessionError::TurnActive { turn: 1, .. })));
@@ -197,7 +197,7 @@ fn one_writes_at_a_time() {
     assert_eq!(next, 2);
     assert!(matches!(say(&session, "late"), Err(SessionError::NotWriter { .. })));
     end(&other, next);
-    assert_eq!(start(&here.open(Some("s")).unwrap()), 3);
+    assert_eq!(start(&here.session(Some("s")).unwrap()), 3);
 }
 
 /// Edge case 55, and invariant 3: whoever of several notices ends the turn, once.
@@ -208,7 +208,7 @@ fn a_lost_producer_is_ended_once() {
         let switch = Switch::new(&store);
         let lease = Duration::from_millis(100);
         let lost = hub(&(switch.clone() as Arc<dyn LogStore>), lease, Durability::Process);
-        let session = lost.open(Some("s")).unwrap();
+        let session = lost.session(Some("s")).unwrap();
         let turn = start(&session);
         say(&session, "half").unwrap();
         assert!(session.flush());
@@ -218,7 +218,7 @@ fn a_lost_producer_is_ended_once() {
         let read: Vec<_> = std::thread::scope(|scope| {
             let reading = |hub: &Hub| {
                 barrier.wait();
-                read_turn(&hub.open(Some("s")).unwrap())
+                read_turn(&hub.session(Some("s")).unwrap())
             };
             let threads: Vec<_> = others.iter().map(|hub| scope.spawn(move || reading(hub))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -251,7 +251,7 @@ fn a_restart_goes_on_where_the_process_ended() {
     let asked = || TurnOptions { client_id: Some("request".into()), ..TurnOptions::default() };
     let (cursor, finished) = {
         let hub = hub(&open(), lease, Durability::Process);
-        let session = hub.open(Some("s")).unwrap();
+        let session = hub.session(Some("s")).unwrap();
         let turn = session.start_turn(asked()).unwrap().turn;
         say(&session, "whole").unwrap();
         end(&session, turn);
@@ -262,7 +262,7 @@ fn a_restart_goes_on_where_the_process_ended() {
         (format!("{}.{}", session.epoch(), 2), finished)
     };
     let hub = hub(&open(), lease, Durability::Process);
-    let session = hub.open(Some("s")).unwrap();
+    let session = hub.session(Some("s")).unwrap();
     until("the interrupted turn ends", || hub.find("s").is_ok_and(|session| session.result().is_some()));
     let lines = read_until(&session, Some(&cursor), Follow::Session, |lines| {
         kinds(lines).iter().filter(|kind| *kind == "completion").count() == 2
@@ -285,7 +285,7 @@ fn what_the_store_refuses_has_not_happened() {
     let store = memory();
     let switch = Switch::new(&store);
     let hub = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_millis(500), Durability::Process);
-    let session = hub.open(Some("s")).unwrap();
+    let session = hub.session(Some("s")).unwrap();
     let turn = start(&session);
     say(&session, "kept").unwrap();
     assert!(session.flush());
@@ -321,7 +321,7 @@ fn nobody_sees_what_is_not_stored() {
         let store = memory();
         let switch = Switch::new(&store);
         let hub = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_secs(10), durability);
-        let session = hub.open(Some("s")).unwrap();
+        let session = hub.session(Some("s")).unwrap();
         let turn = start(&session);
         assert!(session.flush());
         switch.set(1);
@@ -340,7 +340,7 @@ fn a_store_that_is_away_costs_memory_and_time_within_bounds() {
     let store = memory();
     let switch = Switch::new(&store);
     let hub = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_secs(10), Durability::Process);
-    let session = hub.open(Some("s")).unwrap();
+    let session = hub.session(Some("s")).unwrap();
     let turn = start(&session);
     switch.set(1);
     let mut emitted = 1_u64;
@@ -367,7 +367,7 @@ fn a_failover_that_forgets_is_answered_by_sending_again() {
         let store: Arc<dyn LogStore> = Arc::new(chaos::Chaos::new(memory(), seed, true));
         let here = hub(&store, Duration::from_secs(60), Durability::Process);
         let session = loop {
-            if let Ok(session) = here.open(Some("s")) {
+            if let Ok(session) = here.session(Some("s")) {
                 break session;
             }
         };
@@ -386,20 +386,22 @@ fn a_failover_that_forgets_is_answered_by_sending_again() {
         session.end_turn(turn, Ending::default());
         let lines = read_turn(&session);
         let there = hub(&store, Duration::from_secs(60), Durability::Process);
-        until("the end is stored", || there.open(Some("s")).is_ok_and(|other| other.position().head == session.position().head));
-        assert_eq!(read_turn(&there.open(Some("s")).unwrap()), lines);
+        until("the end is stored", || {
+            there.session(Some("s")).is_ok_and(|other| other.position().head == session.position().head)
+        });
+        assert_eq!(read_turn(&there.session(Some("s")).unwrap()), lines);
     }
 }
 
 #[test]
 fn a_cancel_finds_the_process_that_writes() {
     let (here, there) = two_hubs(&memory());
-    let session = here.open(Some("s")).unwrap();
+    let session = here.session(Some("s")).unwrap();
     let turn = start(&session);
     assert!(session.flush());
-    assert!(there.open(Some("s")).unwrap().cancel("user"));
+    assert!(there.session(Some("s")).unwrap().cancel("user"));
     until("the turn is cancelled", || session.is_cancelled(turn));
-    let other = there.open(Some("s")).unwrap();
+    let other = there.session(Some("s")).unwrap();
     let lines = read_turn(&other);
     assert!(lines.last().unwrap().contains(r#""status":"cancelled","reason":"user""#));
     assert!(!other.cancel("again"));
@@ -409,19 +411,19 @@ fn a_cancel_finds_the_process_that_writes() {
 #[test]
 fn a_deleted_session_ends_everywhere() {
     let (here, there) = two_hubs(&memory());
-    let session = here.open(Some("s")).unwrap();
+    let session = here.session(Some("s")).unwrap();
     start(&session);
     assert!(session.flush());
-    let other = there.open(Some("s")).unwrap();
+    let other = there.session(Some("s")).unwrap();
     let epoch = other.epoch().clone();
     let reading = std::thread::spawn(move || read_until(&other, None, Follow::Session, |_| false));
     assert_eq!(here.remove("s"), Ok(true));
     reading.join().unwrap();
     assert!(matches!(there.find("s"), Err(SessionError::Unknown)));
     assert_eq!(here.remove("s"), Ok(false));
-    assert_ne!(*there.open(Some("s")).unwrap().epoch(), epoch, "a new life");
+    assert_ne!(*there.session(Some("s")).unwrap().epoch(), epoch, "a new life");
     for bad in ["", "a b", "a/../b", "é", "{x}", &"x".repeat(129)] {
-        assert!(matches!(here.open(Some(bad)), Err(SessionError::BadId)), "{bad}");
+        assert!(matches!(here.session(Some(bad)), Err(SessionError::BadId)), "{bad}");
     }
 }
 
@@ -429,12 +431,12 @@ fn a_deleted_session_ends_everywhere() {
 fn a_session_that_has_ended_stays_so() {
     let store = memory();
     let (here, there) = two_hubs(&store);
-    let session = here.open(Some("s")).unwrap();
+    let session = here.session(Some("s")).unwrap();
     end(&session, start(&session));
     session.close(Some("done"));
     assert!(session.flush());
     until("it is sealed", || store.standing("s").unwrap().sealed);
-    let other = there.open(Some("s")).unwrap();
+    let other = there.session(Some("s")).unwrap();
     assert_eq!(other.state_word(), "ended");
     assert!(matches!(other.start_turn(TurnOptions::default()), Err(SessionError::Closed(_))));
     assert_eq!(read_until(&other, None, Follow::Session, |_| false), read_until(&session, None, Follow::Session, |_| false));
@@ -445,9 +447,9 @@ fn a_session_that_has_ended_stays_so() {
 fn a_long_history_is_read_back_within_the_limits() {
     let store = memory();
     let small = Limits { max_events: 50, ..Limits::default() };
-    let make = |limits| Hub::with_store(limits, store.clone(), StoreOptions::default()).unwrap();
+    let make = |limits| Hub::with_store(limits, store.clone(), StoreOptions::default(), None).unwrap();
     let whole = make(Limits::default());
-    let session = whole.open(Some("s")).unwrap();
+    let session = whole.session(Some("s")).unwrap();
     for turn in 0..20 {
         let number = start(&session);
         for piece in 0..10 {
@@ -455,7 +457,7 @@ fn a_long_history_is_read_back_within_the_limits() {
         }
         end(&session, number);
     }
-    let short = make(small).open(Some("s")).unwrap();
+    let short = make(small).session(Some("s")).unwrap();
     let messages = |session: &Session| session.see(turnstream_core::session::State::messages_json);
     assert_eq!(messages(&short), messages(&session));
     assert_eq!(short.result(), session.result());

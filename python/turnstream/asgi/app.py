@@ -17,15 +17,29 @@ from typing import Any, TypeAlias
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
 from turnstream.asgi import ag_ui, ai_sdk, openai, poll, sessions, websocket
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, answered, text_field
+from turnstream.asgi.http import (
+    Answer,
+    ASGIApp,
+    HTTPError,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    answered,
+    metadata_field,
+    text_field,
+)
+from turnstream.asgi.policy import Policy
 from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
-from turnstream.asgi.stream import EventStream, StreamQuery, Streams
+from turnstream.asgi.stream import EventStream, StreamQuery
+from turnstream.asgi.streams import PRINCIPAL, Streams
 from turnstream.errors import TurnstreamError
 
 Auth: TypeAlias = Callable[[Scope], Any]
 """Says who asks, sync or async: None, or anything empty, is a 401, an exception a 403 or what its HTTPError says. The
-scope holds the route's parameters as `path_params`."""
+scope holds the route's parameters as `path_params`. Asked before every answer: each subscription, resume and poll. What
+it gives is `turn.principal` for the agent, and stands in no event."""
 
 MAX_BODY_BYTES = 1 << 20
 """The largest request body, unless told."""
@@ -54,6 +68,7 @@ class App:
         retry_ms: int | None,
         max_body_bytes: int,
         origins: Sequence[str] | None,
+        policy: Policy,
     ) -> None:
         self.hub = hub
         self._runner = None if agent is None else Runner(agent)
@@ -63,7 +78,9 @@ class App:
         self.retry_ms = retry_ms
         self.max_body_bytes = max_body_bytes
         self.origins: frozenset[str] | None = None if origins is None else frozenset(origins)
-        self.streams: Streams = Streams()
+        self.policy = policy
+        self.streams: Streams = Streams(policy)
+        self._watch: asyncio.TimerHandle | None = None
 
     # the life of the application
 
@@ -82,6 +99,7 @@ class App:
         """What a server runs around the application. At its end, or when the process is told to stop: `shutdown`."""
         self.streams.closing = False
         loop = asyncio.get_running_loop()
+        self._watch_stalls(loop)
         stopping: list[asyncio.Task[None]] = []
         with before_stop_signals(loop, lambda: stopping.append(loop.create_task(self.shutdown()))):
             try:
@@ -90,16 +108,39 @@ class App:
                 await asyncio.gather(self.shutdown(), *stopping)
 
     async def shutdown(self) -> None:
-        """Cancels the running turns, then ends the streams. Takes at most GRACE_S + DRAIN_S; may be called again."""
+        """Cancels the running turns, then ends the streams. Takes GRACE_S at most; may be called again."""
         self.streams.closing = True
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         # The turns end at once, before anything is awaited: the streams need not wait for the agents' cleaning up.
         runner = [] if self._runner is None else [self._runner.close()]
         await asyncio.gather(*runner, self.streams.close())
 
+    def _watch_stalls(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Looks at all running turns, four times per timeout: one timer, whatever their number."""
+        timeout = self.policy.stall_timeout_s
+        if timeout is None or self._watch is not None:
+            return
+
+        def look() -> None:
+            self._watch = loop.call_later(min(timeout / 4, 1.0), look)
+            for session in self.hub.check_stalls(timeout):
+                log.warning("session %s: its turn has said nothing for %g s", session.id, timeout)
+                if self.policy.on_stall == "cancel":
+                    session.cancel("stalled").close()  # it has acted; there is nothing to wait for
+
+        look()
+
+    def statistics(self) -> dict[str, int]:
+        """Exact counts: open `streams`, clients that were `cut` for taking nothing, and `refused` beyond a cap."""
+        return {"streams": self.streams.open, "cut": self.streams.cut, "refused": self.streams.refused}
+
     # the way of a request
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        # Litestar's mounts end every path in a slash.
+        path = scope["path"].removeprefix(scope.get("root_path", "")).removesuffix("/")
         method = scope.get("method", "WS")
         allowed: set[str] = set()
         for pattern, route in _PATTERNS:
@@ -129,6 +170,7 @@ class App:
     async def respond(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request whose route is known and whose `path_params` are in its scope."""
         answer: ASGIApp
+        self._watch_stalls(asyncio.get_running_loop())  # where no lifespan runs
         try:
             route.name_params(scope["path_params"])
             await self.authorize(scope)
@@ -147,10 +189,15 @@ class App:
     async def authorize(self, scope: Scope) -> None:
         """Asks the auth hook: HTTPError 401 or 403, or what the hook raises.
 
+        Who asks is known from then on to the task, which has a context of its own, as has each turn that it starts.
+
         A handler asks again once the body has named the session, as `path_params["session_id"]`.
         """
+        PRINCIPAL.set(await self._authorize(scope))
+
+    async def _authorize(self, scope: Scope) -> Any:
         if self._auth is None:
-            return
+            return None
         try:
             principal = self._auth(scope)
             if inspect.isawaitable(principal):
@@ -163,6 +210,7 @@ class App:
             raise HTTPError(403, "forbidden", "not allowed") from None
         if not principal:
             raise HTTPError(401, "unauthorized", "say who you are", headers={"www-authenticate": "Bearer"})
+        return principal
 
     def find(self, request: Request) -> Session:
         session_id = request.scope["path_params"]["session_id"]
@@ -190,7 +238,11 @@ class App:
         if self.streams.closing:
             raise HTTPError(503, "shutting_down", "the server is shutting down")
         started = self._runner.start(
-            session, body["input"], client_id=text_field(body, "client_id"), metadata=body.get("metadata")
+            session,
+            body["input"],
+            client_id=text_field(body, "client_id"),
+            metadata=metadata_field(body),
+            principal=PRINCIPAL.get(),
         )
         return started._asdict()
 
@@ -205,14 +257,16 @@ def app(
     retry_ms: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     origins: Sequence[str] | None = None,
+    policy: Policy | None = None,
 ) -> App:
     """All routes over `hub` as one ASGI application, to be served or mounted.
 
     `agent` runs for each turn that a client starts; without one the application only shows. `auth` is asked before
     every route. `listing` switches `GET /sessions` on: a session's id is what lets a client read it, so a list of them
     opens all. `origins` are those whose pages may open a WebSocket, `"*"` all; by default the page's own host alone.
-    Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful
-    shutdown (uvicorn's `timeout_graceful_shutdown`).
+    `policy` says what becomes of clients that leave, freeze or come in crowds, and of turns that stall. Mounted in
+    another application, run `lifespan` in that one's, or give the server a limit to its graceful shutdown (uvicorn's
+    `timeout_graceful_shutdown`).
     """
     return App(
         hub,
@@ -223,4 +277,5 @@ def app(
         retry_ms=retry_ms,
         max_body_bytes=max_body_bytes,
         origins=origins,
+        policy=policy or Policy(),
     )

@@ -15,6 +15,7 @@ from turnstream.errors import (
     Conflict,
     CursorError,
     CursorExpired,
+    HubFull,
     NotWriter,
     PayloadError,
     SessionClosed,
@@ -32,6 +33,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
+MAX_METADATA_BYTES = 16 << 10
+"""The largest `metadata`, as JSON."""
+
 _STATUS: dict[type[TurnstreamError], int] = {
     CursorError: 400,
     UnknownSession: 404,
@@ -42,6 +46,7 @@ _STATUS: dict[type[TurnstreamError], int] = {
     NotWriter: 409,
     CursorExpired: 410,
     PayloadError: 422,
+    HubFull: 503,
     StoreError: 503,
 }
 
@@ -168,4 +173,12 @@ def text_field(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
     if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256):
         raise HTTPError(422, "bad_body", f"{name} is a text of 1 to 256 characters", parameter=name)
+    return value
+
+
+def metadata_field(body: dict[str, Any]) -> Any:
+    """Any JSON of at most MAX_METADATA_BYTES."""
+    value = body.get("metadata")
+    if value is not None and len(json.dumps(value)) > MAX_METADATA_BYTES:
+        raise HTTPError(422, "bad_body", f"metadata is longer than {MAX_METADATA_BYTES} bytes", parameter="metadata")
     return value

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from turnstream._native import Session
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, text_field
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, metadata_field, text_field
 from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.errors import UnknownSession
 
@@ -22,7 +22,7 @@ LISTED = 100
 async def create(app: "App", request: Request) -> ASGIApp:
     """201 `{"session_id", "turn", "cursor"}`; `turn` is null when there was no input."""
     body = await request.json()
-    session_id = text_field(body, "session_id")
+    session_id, metadata = text_field(body, "session_id"), metadata_field(body)
     if session_id is not None:
         if SESSION_ID.fullmatch(session_id) is None:
             raise HTTPError(422, "bad_session_id", SESSION_ID_RULE)
@@ -37,8 +37,8 @@ async def create(app: "App", request: Request) -> ASGIApp:
         except BaseException:
             app.hub.delete(session.id)
             raise
-    elif body.get("metadata") is not None:
-        session.emitter()("custom", {"name": "session_metadata", "data": body["metadata"]})
+    elif metadata is not None:
+        session.emitter()("custom", {"name": "session_metadata", "data": metadata})
     return Answer(201, {"session_id": session.id, **started}, {"location": _url(request, session)})
 
 

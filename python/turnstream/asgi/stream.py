@@ -1,20 +1,21 @@
-"""One session's events as an ASGI response, and the streams that are open on a loop.
+"""One session's events as an ASGI response.
 
 Owns the reading of a stream's query and headers, and the life of a response. Refuses to know the vocabulary: frames
 come encoded from the core.
 
 Invariants: 1. all frames that are ready go out in one send; 2. a response leaves no task and no reader behind, however
-it is left; 3. a disconnect stops nothing but the stream.
+it is left; 3. a disconnect ends the stream at once; what it means for the turn is the policy's of `streams`.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, cast, get_args
+import json
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Send, header
+from turnstream.asgi.streams import RETRY_MS, Streams
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
@@ -22,8 +23,8 @@ Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
-DRAIN_S = 0.5
-"""How long streams may still send what is in the log when the server stops: a turn's completion, for one."""
+_FULL = {"type": "stream_close", "reason": "too_many_readers", "retry_ms": RETRY_MS}
+_FULL_FRAME = f"retry: {RETRY_MS}\nevent: stream_close\ndata: {json.dumps(_FULL, separators=(',', ':'))}\n\n".encode()
 
 _HEADERS: dict[Format, Headers] = {
     "sse": [(b"content-type", b"text/event-stream; charset=utf-8")],
@@ -98,46 +99,6 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
-class Closable(Protocol):
-    """What ends when it is told to: a reader, a socket."""
-
-    def close(self) -> None: ...
-
-
-class Streams:
-    """The event streams that are open on one loop, so that they can be ended when the server is to stop."""
-
-    def __init__(self) -> None:
-        self.closing: bool = False
-        self._open: dict[asyncio.Task[Any], Closable] = {}
-        self._draining: dict[asyncio.Task[Any], Closable] = {}
-
-    @contextmanager
-    def opened(self, reader: Closable, *, drains: bool = False) -> Iterator[None]:
-        """Keeps the current task and its reader while inside. `drains`: its close sends what is ready."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._open[task] = reader
-        if drains:
-            self._draining[task] = reader
-        if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
-            reader.close()
-        try:
-            yield
-        finally:
-            del self._open[task]
-            self._draining.pop(task, None)
-
-    async def close(self) -> None:
-        """Lets the streams send what is ready for up to DRAIN_S, then ends them."""
-        self.closing = True
-        for stream in list(self._draining.values()):
-            stream.close()
-        if self._open:
-            await asyncio.wait(list(self._open), timeout=DRAIN_S)
-        for reader in self._open.values():
-            reader.close()
-
-
 class EventStream:
     """A session's events as an ASGI response: server-sent events, or what `?format=` names.
 
@@ -167,6 +128,9 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             query = self._query or StreamQuery.of(scope)
+            if self._streams.is_full(self._session):
+                await _refuse(query, scope, receive, send)
+                return
             reader = self._open(query)
         except HTTPError as error:
             await Answer.error(error)(scope, receive, send)
@@ -180,13 +144,17 @@ class EventStream:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
         ]
+        now = asyncio.get_running_loop().time
         watcher = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._streams.opened(reader), suppress(OSError):  # OSError: the client has left (ASGI 2.4)
+            # OSError: the client has left (ASGI 2.4)
+            with self._streams.opened(reader, scope=scope) as stream, suppress(OSError):
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 if scope["method"] != "HEAD":
                     async for frames in reader:
+                        stream.sending = now()
                         await send({"type": "http.response.body", "body": frames, "more_body": True})
+                        stream.sending = 0.0
                 if not watcher.done():
                     await send({"type": "http.response.body", "body": b""})
         finally:
@@ -212,6 +180,20 @@ class EventStream:
             raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
         except TurnstreamError as error:
             raise HTTPError.of(error) from error
+
+
+async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send) -> None:
+    """An EventSource gives up for good on any status but 200: it is let in and sent away, to come back later."""
+    if query.format == "sse" and "text/event-stream" in header(scope, b"accept"):
+        headers = [*_HEADERS["sse"], (b"cache-control", b"no-cache")]
+        with suppress(OSError):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})
+        return
+    error = HTTPError(
+        429, "too_many_readers", "too many streams are open", headers={"retry-after": str(RETRY_MS // 1000)}
+    )
+    await Answer.error(error)(scope, receive, send)
 
 
 async def _close_on_disconnect(receive: Receive, reader: FrameReader) -> None:

@@ -48,9 +48,6 @@ class Farewell(NamedTuple):
 class EventSocket:
     """One client's socket, from its handshake to its close. Belongs to the task that serves it."""
 
-    WRITE_S: ClassVar[float] = 30.0
-    """How long one frame may wait for a client that does not read."""
-
     def __init__(self, app: "App", session: Session, scope: Scope, query: StreamQuery) -> None:
         self._app = app
         self._session = session
@@ -78,6 +75,11 @@ class EventSocket:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await send({"type": "websocket.close", "code": farewell.code, "reason": farewell.reason})
+
+    @property
+    def session(self) -> Session:
+        """What it reads: it counts among the session's readers."""
+        return self._session
 
     def close(self) -> None:
         """Ends the stream, and with it the socket. A second call does nothing."""
@@ -114,7 +116,7 @@ class EventSocket:
             await self._say(_CLOSING)
 
     async def _say(self, text: str) -> None:
-        async with self._sending, asyncio.timeout(self.WRITE_S):
+        async with self._sending, asyncio.timeout(self._app.policy.write_timeout_s):
             await self._send({"type": "websocket.send", "text": text})
 
     # in
@@ -239,7 +241,10 @@ def _check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
 async def socket(app: "App", request: Request) -> ASGIApp:
     """The session's socket. It follows the session unless the query says otherwise; see EventSocket."""
     _check_origin(request.scope, app.origins)
-    return EventSocket(app, app.find(request), request.scope, StreamQuery.of(request.scope, follow="session"))
+    session = app.find(request)
+    if app.streams.is_full(session):
+        raise HTTPError(429, "too_many_readers", "too many streams are open")
+    return EventSocket(app, session, request.scope, StreamQuery.of(request.scope, follow="session"))
 
 
 ROUTES = (Route("WS", "/sessions/{session_id}/ws", socket, "Events out; input, cancel and cursor in"),)

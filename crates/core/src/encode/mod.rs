@@ -15,6 +15,7 @@ mod stream;
 mod teller;
 
 use std::fmt;
+use std::time::Duration;
 
 pub use stream::{FrameStream, StreamOptions};
 
@@ -69,6 +70,14 @@ pub trait Encoder: fmt::Debug + Send {
 
     /// Says that the stream lives: a comment, without a blank line where an id may have been sent.
     fn heartbeat(&mut self, out: &mut Vec<u8>);
+
+    /// The same where a turn runs that has said nothing for `silent`: for formats that can say so.
+    fn heartbeat_of_turn(&mut self, _silent: Duration, out: &mut Vec<u8>) {
+        self.heartbeat(out);
+    }
+
+    /// The server ends the stream before its end: says so, and why, in the formats that have a word for it.
+    fn close(&mut self, _session: &Session, _reason: &str, _retry_ms: Option<u64>, _out: &mut Vec<u8>) {}
 
     /// Nothing comes any more from what was followed.
     fn end(&mut self, session: &Session, out: &mut Vec<u8>);

@@ -5,12 +5,12 @@
 
 use std::io::Write as _;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Encoder, Opening};
-use crate::event::json::write_u64;
-use crate::event::{Class, Context, Event, Payload, StreamOpen, TYPES, Text};
+use super::{Encoder, Opening, sse};
+use crate::event::{Class, Context, Event, Payload, StreamClose, StreamOpen, TYPES, Text};
 use crate::reader::Item;
 use crate::session::{Session, now_ms};
 
@@ -49,14 +49,10 @@ impl Encoder for Native {
             heartbeat_s: opening.heartbeat_s,
             requested: None,
         };
-        let context = Context::of_session(session.id());
-        let event = Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: open.into(), extra: None };
         if let (Framing::Sse, Some(retry)) = (self.framing, opening.retry_ms) {
-            out.extend_from_slice(b"retry: ");
-            write_u64(out, retry);
-            out.push(b'\n');
+            sse::write_retry(out, retry);
         }
-        write_event(out, self.framing, session.epoch(), &event);
+        write_event(out, self.framing, session.epoch(), &control(session, open));
     }
 
     fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>) {
@@ -87,6 +83,23 @@ impl Encoder for Native {
         }
     }
 
+    fn heartbeat_of_turn(&mut self, silent: Duration, out: &mut Vec<u8>) {
+        match self.framing {
+            Framing::Sse => {
+                let _ = writeln!(out, ": heartbeat progress_age_s={:.1}", silent.as_secs_f64());
+            }
+            Framing::Ndjson => out.push(b'\n'),
+        }
+    }
+
+    fn close(&mut self, session: &Session, reason: &str, retry_ms: Option<u64>, out: &mut Vec<u8>) {
+        let close = StreamClose { reason: reason.into(), retry_ms };
+        if let (Framing::Sse, Some(retry)) = (self.framing, retry_ms) {
+            sse::write_retry(out, retry);
+        }
+        write_event(out, self.framing, session.epoch(), &control(session, close));
+    }
+
     fn end(&mut self, session: &Session, out: &mut Vec<u8>) {
         if self.framing == Framing::Sse
             && let Some(head) = self.snapshot.take()
@@ -96,6 +109,11 @@ impl Encoder for Native {
             let _ = write!(out, "id: {}.{head}\n\n", session.epoch());
         }
     }
+}
+
+fn control(session: &Session, payload: impl Into<Payload>) -> Event {
+    let context = Context::of_session(session.id());
+    Event { seq: 0, time: now_ms(), context: Arc::new(context), payload: payload.into(), extra: None }
 }
 
 /// Writes one event as a frame. The id is ours (letters, digits, a dot) and the name is a type's: neither needs a check.

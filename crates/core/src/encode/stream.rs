@@ -64,6 +64,7 @@ impl FrameStream {
             reader = Reader::open(session, &read)?;
         }
         let left = options.limit.unwrap_or(u64::MAX);
+        reader.limit_page(options.max_bytes);
         Ok(Self { reader, encoder, options, opened: false, ended: false, left, items: Vec::new() })
     }
 
@@ -118,6 +119,23 @@ impl FrameStream {
 
     /// Writes a heartbeat.
     pub fn write_heartbeat(&mut self, out: &mut Vec<u8>) {
-        self.encoder.heartbeat(out);
+        match self.reader.session().progress_age() {
+            Some(silent) => self.encoder.heartbeat_of_turn(silent, out),
+            None => self.encoder.heartbeat(out),
+        }
+    }
+
+    /// Ends the stream before its end: what is ready, and then why.
+    pub fn write_close(&mut self, reason: &str, retry_ms: Option<u64>, out: &mut Vec<u8>) {
+        if self.ended {
+            return;
+        }
+        let poll = self.poll(out);
+        if poll == Poll::End || self.ended {
+            return; // it has ended by itself
+        }
+        self.encoder.close(self.reader.session(), reason, retry_ms, out);
+        self.ended = true;
+        self.reader.close();
     }
 }

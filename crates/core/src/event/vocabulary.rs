@@ -90,6 +90,8 @@ macro_rules! vocabulary {
             Snapshot "snapshot" control { head: u64, state: Option<Json> }
             /// Events `first` to `last` will not come.
             Gap "gap" control { first: u64, last: u64, reason: Text }
+            /// The last frame of a stream that the server ends early: come back with the last id. `retry_ms`: not sooner.
+            StreamClose "stream_close" control { reason: Text, retry_ms? u64 }
         }
     };
 }

@@ -165,6 +165,7 @@ pub struct Reader {
     /// Whether the session counts it: until it is closed, which may be long before the last of it is dropped.
     counted: bool,
     page: Vec<Arc<Entry>>,
+    page_bytes: usize,
 }
 
 impl Reader {
@@ -231,7 +232,13 @@ impl Reader {
             ended: false,
             counted: true,
             page: Vec::new(),
+            page_bytes: usize::MAX,
         })
+    }
+
+    /// From now on a poll takes no more from the log once it weighs so much: few large events are a page too.
+    pub fn limit_page(&mut self, bytes: usize) {
+        self.page_bytes = bytes;
     }
 
     /// How the cursor was taken.
@@ -262,7 +269,7 @@ impl Reader {
             out.push(self.control(Snapshot { head, state: Some(state) }));
         }
         let mut entries = std::mem::take(&mut self.page);
-        let (position, base) = self.session.page(self.seq, max, &mut entries);
+        let (position, base) = self.session.page(self.seq, max, self.page_bytes, &mut entries);
         if let Some((at, state)) = base {
             // Fell behind the log's front: what was there is told by its fold.
             out.push(self.control(Gap { first: self.seq + 1, last: at, reason: "trimmed".into() }));

@@ -9,8 +9,17 @@ use std::sync::Arc;
 use super::{Entry, Inner, SessionError};
 use crate::event::{
     AssistantMessage, Class, Context, Event, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload, PayloadError,
-    ReasoningDelta, RefusalDelta, Text, TextDelta, ToolCall, ToolCallStart, ToolResult,
+    ReasoningDelta, RefusalDelta, Text, TextDelta, ToolCall, ToolCallStart, ToolResult, Warning,
 };
+
+/// The text's beginning of at most `max` bytes, whole characters; none if all of it fits.
+fn cut(text: &str, max: usize) -> Option<Text> {
+    if text.len() <= max {
+        return None;
+    }
+    let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    Some(text[..end].into())
+}
 
 impl Inner {
     /// Which turn an emit means, or why there is none.
@@ -69,6 +78,7 @@ impl Inner {
         let (seq, time, context) = (self.log.head + 1, self.now, self.context.clone());
         let entry = Entry::new(Event { seq, time, context, payload, extra: extra.map(Box::new) });
         self.state.apply(&entry.event);
+        (self.progressed, self.stalled) = (self.now, false);
         entry
     }
 
@@ -173,14 +183,24 @@ impl Inner {
     #[inline]
     pub(super) fn takes_delta(&mut self, turn: u32, delta: &mut Payload) -> bool {
         let open = match delta {
-            Payload::TextDelta(TextDelta { message_id, text })
-            | Payload::ReasoningDelta(ReasoningDelta { message_id, text, .. })
-            | Payload::RefusalDelta(RefusalDelta { message_id, text }) => {
-                let open = self.open_message(turn, message_id).is_some();
-                if open && text.is_empty() {
-                    return false;
+            Payload::TextDelta(TextDelta { message_id, text }) => {
+                if let Some(at) = self.open_message(turn, message_id) {
+                    return self.takes_text(turn, message_id, self.state.messages[at].text.len(), text);
                 }
-                open
+                false
+            }
+            Payload::ReasoningDelta(ReasoningDelta { message_id, text, .. }) => {
+                if let Some(at) = self.open_message(turn, message_id) {
+                    return self.takes_text(turn, message_id, self.state.messages[at].reasoning.len(), text);
+                }
+                false
+            }
+            Payload::RefusalDelta(RefusalDelta { message_id, text }) => {
+                if let Some(at) = self.open_message(turn, message_id) {
+                    let said = self.state.messages[at].refusal.as_ref().map_or(0, String::len);
+                    return self.takes_text(turn, message_id, said, text);
+                }
+                false
             }
             Payload::ToolCallDelta(delta) => {
                 let at = self.open_call(turn, &mut delta.call_id);
@@ -224,7 +244,7 @@ impl Inner {
     /// The call of that id in the round that is being written: ids may come again in the next one.
     fn same_round_call(&self, turn: u32, id: &str) -> Option<usize> {
         let round = if turn == self.state.turn { self.state.round } else { 0 };
-        self.state.calls.iter().rposition(|call| call.turn == turn && call.round == round && *call.id == *id)
+        self.state.call_of_round(turn, round, id)
     }
 
     fn open_call(&mut self, turn: u32, id: &mut Id) -> usize {
@@ -271,6 +291,12 @@ impl Inner {
             };
             self.push(start.into(), None, turn);
         }
+        for text in [Some(&mut whole.text), Some(&mut whole.reasoning), whole.refusal.as_mut()].into_iter().flatten() {
+            if let Some(cut) = cut(text, self.limits.max_message_bytes) {
+                *text = cut;
+                self.say_capped(turn, &id);
+            }
+        }
         let at = self.state.message(&id).expect("opened above");
         let shown = &self.state.messages[at];
         whole.streamed = whole.streamed || shown.deltas > 0;
@@ -304,6 +330,33 @@ impl Inner {
             self.push(TextDelta { message_id: id, text }.into(), None, turn);
         }
         self.push(whole.into(), extra, turn)
+    }
+
+    /// Whether there is something to append to what the message has `said`. What is beyond its limit is cut off here.
+    #[inline]
+    fn takes_text(&mut self, turn: u32, id: &Id, said: usize, text: &mut Text) -> bool {
+        if said + text.len() > self.limits.max_message_bytes {
+            self.cut_delta(turn, id, said, text);
+        }
+        !text.is_empty()
+    }
+
+    #[cold]
+    fn cut_delta(&mut self, turn: u32, id: &Id, said: usize, text: &mut Text) {
+        let room = if self.capped.contains(id) { 0 } else { self.limits.max_message_bytes.saturating_sub(said) };
+        *text = cut(text, room).unwrap_or_default();
+        self.say_capped(turn, id);
+    }
+
+    /// Says, once per message, that it was cut.
+    fn say_capped(&mut self, turn: u32, id: &Id) -> u64 {
+        if self.capped.contains(id) {
+            return self.log.head;
+        }
+        self.capped.push(id.clone());
+        self.statistics.capped += 1;
+        let message = format!("message {id} is cut at {} bytes", self.limits.max_message_bytes);
+        self.push(Warning { code: "message_truncated".into(), message: message.into(), raw: None }.into(), None, turn)
     }
 
     /// A second copy of a message that is done: only calls it names that nobody named yet are new.

@@ -97,23 +97,30 @@ impl Log {
         }
     }
 
+    /// Drops the deltas that their final event covers, if there are any.
+    pub(crate) fn compact(&mut self, is_spent: impl Fn(&Event) -> bool) {
+        if std::mem::take(&mut self.spent) == 0 {
+            return;
+        }
+        let before = self.entries.len();
+        let mut freed = 0;
+        let seen = self.seen;
+        self.entries.retain(|entry| {
+            let keep = entry.event.payload.class() != Class::Delta || entry.event.seq > seen || !is_spent(&entry.event);
+            if !keep {
+                freed += entry.event.size() + size_of::<Entry>();
+            }
+            keep
+        });
+        self.bytes -= freed;
+        self.evicted += (before - self.entries.len()) as u64;
+    }
+
     /// Makes the log fit its limits; `is_spent` tells deltas that their final event covers.
     pub(crate) fn evict(&mut self, limits: &Limits, now: u64, is_spent: impl Fn(&Event) -> bool) {
         let over = |log: &Self| log.entries.len() > limits.max_events || log.bytes > limits.max_bytes;
         if over(self) && self.spent > 0 && self.spent >= self.entries.len() / 8 {
-            self.spent = 0;
-            let before = self.entries.len();
-            let mut freed = 0;
-            let seen = self.seen;
-            self.entries.retain(|entry| {
-                let keep = entry.event.payload.class() != Class::Delta || entry.event.seq > seen || !is_spent(&entry.event);
-                if !keep {
-                    freed += entry.event.size() + size_of::<Entry>();
-                }
-                keep
-            });
-            self.bytes -= freed;
-            self.evicted += (before - self.entries.len()) as u64;
+            self.compact(is_spent);
         }
         let oldest = now.saturating_sub(limits.max_age_ms);
         while self.entries.len() > 1 && (over(self) || self.entries[0].event.time < oldest) {
@@ -127,5 +134,29 @@ impl Log {
             self.bytes -= entry.event.size() + size_of::<Entry>();
             self.evicted += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Context, Payload};
+
+    /// To the millisecond: what is exactly as old as the limit stays, one past it leaves.
+    #[test]
+    fn edge_53_exactly_at_the_age_an_event_stays_and_one_past_it_leaves() {
+        let limits = Limits { max_age_ms: 100, ..Limits::default() };
+        let mut log = Log::new();
+        assert!(log.entries.front().is_none(), "an empty log has no bounds");
+        for (seq, time) in [(1, 1000), (2, 1050), (3, 1100)] {
+            let (payload, _) = Payload::from_json("progress", r#"{"stage":"s"}"#).unwrap();
+            log.append(Entry::new(Event { seq, time, context: Arc::new(Context::default()), payload, extra: None }));
+        }
+        log.evict(&limits, 1100, |_| false);
+        assert_eq!((log.entries.len(), log.trimmed), (3, 0));
+        log.evict(&limits, 1101, |_| false);
+        assert_eq!((log.entries.len(), log.trimmed), (2, 1));
+        log.evict(&limits, 9999, |_| false);
+        assert_eq!((log.entries.len(), log.trimmed), (1, 2), "the newest stays, and with it the place where the log stands");
     }
 }

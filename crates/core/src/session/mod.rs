@@ -15,17 +15,19 @@ mod log;
 #[cfg(all(test, loom))]
 mod models;
 mod produce;
+pub mod redact;
+pub mod stall;
 mod state;
 mod stored;
 mod turn;
 mod waiters;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use hub::Hub;
+pub use hub::{Hub, HubStatistics};
 pub use keeper::{BACKLOG_EVENTS, PATIENCE, StoreOptions};
 pub use log::Entry;
 use log::Log;
@@ -40,7 +42,7 @@ use crate::event::{Class, Context, Json, Payload, PayloadError, Status};
 use crate::store::StoreError;
 use crate::sync::{AtomicU64, Mutex};
 
-/// How much a session keeps.
+/// How much a session keeps, and how much all sessions of a hub keep together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Events in the log.
@@ -49,11 +51,27 @@ pub struct Limits {
     pub max_bytes: usize,
     /// Age of an event, in milliseconds; also how long a finished session is kept by its hub.
     pub max_age_ms: u64,
+    /// Bytes of one message's text, and of its reasoning and its refusal; what is beyond is cut, and said so.
+    pub max_message_bytes: usize,
+    /// Sessions in a hub.
+    pub max_sessions: usize,
+    /// Events in all logs of a hub.
+    pub hub_max_events: usize,
+    /// Bytes in all logs of a hub, about.
+    pub hub_max_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_events: 100_000, max_bytes: 64 << 20, max_age_ms: 3_600_000 }
+        Self {
+            max_events: 100_000,
+            max_bytes: 64 << 20,
+            max_age_ms: 3_600_000,
+            max_message_bytes: 16 << 20,
+            max_sessions: 100_000,
+            hub_max_events: 10_000_000,
+            hub_max_bytes: 1 << 30,
+        }
     }
 }
 
@@ -98,6 +116,9 @@ pub enum SessionError {
     /// No session of that id.
     #[error("unknown session")]
     Unknown,
+    /// The hub holds as many sessions as it may, and all are in use.
+    #[error("the hub holds {0} sessions, its limit, and all are in use")]
+    Full(usize),
     /// The payload is not of the vocabulary.
     #[error(transparent)]
     Payload(#[from] PayloadError),
@@ -126,6 +147,10 @@ pub struct Statistics {
     pub late: u64,
     /// Emits refused with an error.
     pub refused: u64,
+    /// Messages cut at their limit.
+    pub capped: u64,
+    /// Events on which the redaction hook failed.
+    pub redaction_failures: u64,
     /// Events that have left the log.
     pub evicted: u64,
     /// Events in the log.
@@ -185,6 +210,13 @@ pub(crate) struct Inner {
     /// `subscriber_failures` when the running turn began.
     failures_before: u64,
     now: u64,
+    /// When the newest event came that is no warning of a stall.
+    progressed: u64,
+    /// Whether the stall that lasts has been said.
+    stalled: bool,
+    /// Messages that have reached their limit.
+    capped: Vec<crate::event::Id>,
+    membership: Option<hub::Membership>,
     minted: u64,
     waiters: Waiters,
     paces: Vec<Arc<Pace>>,
@@ -200,6 +232,9 @@ pub struct Session {
     born: u64,
     inner: Mutex<Inner>,
     readers: AtomicUsize,
+    redact: Option<Arc<dyn redact::Redact>>,
+    hub: Option<Weak<hub::Shared>>,
+    redaction_failures: std::sync::atomic::AtomicU64,
     /// Read without the lock by feeds that want to stop early.
     cancelled: AtomicBool,
     link: Option<stored::Link>,
@@ -227,18 +262,22 @@ pub struct Page {
 impl Session {
     /// A new, empty session in memory.
     pub fn new(id: &str, limits: Limits) -> Arc<Self> {
-        Arc::new(Self::bare(id, limits, None))
+        Arc::new(Self::bare(id, limits, None, None))
+    }
+
+    pub(crate) fn of_hub(id: &str, hub: &Arc<hub::Shared>) -> Arc<Self> {
+        Arc::new(Self::bare(id, hub.limits(), None, Some(hub)))
     }
 
     /// A session of which `parts` makes what it needs to live in a store.
     fn make(
         id: &str,
-        limits: Limits,
+        hub: &Arc<hub::Shared>,
         epoch: &str,
         parts: impl FnOnce(&std::sync::Weak<Self>) -> (stored::Link, stored::Stored),
     ) -> Arc<Self> {
         Arc::new_cyclic(|weak| {
-            let mut session = Self::bare(id, limits, Some(epoch));
+            let mut session = Self::bare(id, hub.limits(), Some(epoch), Some(hub));
             let (link, stored) = parts(weak);
             session.link = Some(link);
             session.inner.lock().stored = Some(Box::new(stored));
@@ -246,7 +285,7 @@ impl Session {
         })
     }
 
-    fn bare(id: &str, limits: Limits, epoch: Option<&str>) -> Self {
+    fn bare(id: &str, limits: Limits, epoch: Option<&str>, hub: Option<&Arc<hub::Shared>>) -> Self {
         let id: Arc<str> = Arc::from(id);
         let context = Arc::new(Context::of_session(&id));
         Self {
@@ -266,6 +305,10 @@ impl Session {
                 statistics: Statistics::default(),
                 failures_before: 0,
                 now: 0,
+                progressed: 0,
+                stalled: false,
+                capped: Vec::new(),
+                membership: hub.map(|hub| hub::Membership::new(hub.totals())),
                 minted: 0,
                 waiters: Waiters::default(),
                 paces: Vec::new(),
@@ -273,6 +316,9 @@ impl Session {
                 stored: None,
             }),
             readers: AtomicUsize::new(0),
+            redact: hub.and_then(|hub| hub.redact()),
+            hub: hub.map(Arc::downgrade),
+            redaction_failures: std::sync::atomic::AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             link: None,
         }
@@ -304,6 +350,7 @@ impl Session {
         let changed = (inner.log.head != before || inner.closed) && inner.log.seen == u64::MAX;
         let waiters = (changed && inner.waiters.len() > 0).then(|| inner.waiters.take());
         let producers = inner.closed.then(|| inner.pace_waiters.take());
+        let full = inner.tell_hub();
         drop(inner);
         // A waker may ring a descriptor or take another lock: never under ours.
         if let Some(waiters) = waiters {
@@ -312,6 +359,9 @@ impl Session {
         if let Some(producers) = producers {
             producers.for_each(Waker::wake);
         }
+        if full && let Some(hub) = self.hub.as_ref().and_then(Weak::upgrade) {
+            hub.make_room();
+        }
         result
     }
 
@@ -319,6 +369,7 @@ impl Session {
     ///
     /// `turn` `None` means the running turn, or, where none runs, the session itself (turn 0).
     pub fn emit(&self, turn: Option<u32>, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
+        let Some((payload, extra)) = self.redacted(payload, extra) else { return Ok(self.position().head) };
         let _hold = self.hold(turn)?;
         self.change(|inner| {
             let emitted = inner.enter(&self.id, turn).and_then(|turn| inner.admit(&self.id, turn, payload, extra));
@@ -329,6 +380,9 @@ impl Session {
 
     /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken; none is left.
     pub fn emit_all(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
+        if self.redact.is_some() {
+            return self.emit_redacted(turn, payloads);
+        }
         let _hold = self.hold(Some(turn)).inspect_err(|_| payloads.clear())?;
         // A delta's time is the last tick's: nobody sets a watch by it.
         let deltas = payloads.iter().all(|payload| payload.class() == Class::Delta);
@@ -358,6 +412,21 @@ impl Session {
         failed.map_or(Ok(count), Err)
     }
 
+    /// [`Self::emit_all`] where a hook must see them first, which it does before the lock.
+    fn emit_redacted(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
+        let stored: Vec<_> = payloads.drain(..).filter_map(|payload| self.redacted(payload, None)).collect();
+        let _hold = self.hold(Some(turn))?;
+        self.change(|inner| {
+            let emitted = inner.enter(&self.id, Some(turn)).and_then(|turn| {
+                let count = stored.len();
+                stored.into_iter().try_for_each(|(payload, extra)| inner.admit(&self.id, turn, payload, extra).map(drop))?;
+                Ok(count)
+            });
+            inner.settle();
+            emitted
+        })
+    }
+
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing. Where another process
     /// writes the session, asks it to cancel its turn, and no more.
     pub fn close(&self, reason: Option<&str>) {
@@ -374,14 +443,27 @@ impl Session {
         });
     }
 
-    /// Copies up to `max` entries after `seq` into `out`. Where some of them have left the log's front, also their fold, and the
-    /// seq up to which it goes: both under one lock, so that nothing can leave between them.
-    pub fn page(&self, seq: u64, max: usize, out: &mut Vec<Arc<Entry>>) -> (Page, Option<(u64, Json)>) {
+    /// Copies up to `max` entries after `seq` into `out`, and no more once they weigh `max_bytes`. Where some of them have left
+    /// the log's front, also their fold, and the seq up to which it goes: both under one lock, so that nothing can leave between
+    /// them.
+    pub fn page(&self, seq: u64, max: usize, max_bytes: usize, out: &mut Vec<Arc<Entry>>) -> (Page, Option<(u64, Json)>) {
         let inner = self.inner.lock();
         let base = (inner.log.trimmed > seq).then(|| (inner.log.trimmed, inner.log.base.snapshot_json()));
         let start = inner.log.after(seq);
         let seen = inner.log.seen;
-        out.extend(inner.log.entries.iter().skip(start).take(max).take_while(|entry| entry.event.seq <= seen).cloned());
+        let entries = inner.log.entries.iter().skip(start).take(max).take_while(|entry| entry.event.seq <= seen);
+        if max_bytes == usize::MAX {
+            out.extend(entries.cloned());
+        } else {
+            let mut weight = 0;
+            for entry in entries {
+                out.push(entry.clone());
+                weight += entry.event.size();
+                if weight >= max_bytes {
+                    break;
+                }
+            }
+        }
         (inner.position(), base)
     }
 
@@ -483,6 +565,26 @@ impl Session {
         self.readers.load(Ordering::Relaxed)
     }
 
+    /// Whether a turn runs, a reader is open, or a store has not taken what it logged: then it is not forgotten to make room.
+    pub fn in_use(&self) -> bool {
+        let inner = self.inner.lock();
+        self.readers() > 0 || inner.state.running || (self.link.is_some() && inner.writes())
+    }
+
+    /// Drops the deltas that their final event covers.
+    pub(crate) fn compact(&self) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let state = &inner.state;
+        inner.log.compact(|event| state.covers(event));
+        inner.tell_hub();
+    }
+
+    /// The hub has forgotten it: it weighs nothing there any more.
+    pub(crate) fn leave_hub(&self) {
+        drop(self.inner.lock().membership.take());
+    }
+
     /// When something last happened here, in Unix milliseconds.
     pub fn touched(&self) -> u64 {
         self.look(|state| state.updated).unwrap_or(self.born)
@@ -552,6 +654,7 @@ impl Session {
             retained: inner.log.entries.len() as u64,
             bytes: inner.log.bytes() as u64,
             readers: self.readers() as u64,
+            redaction_failures: self.redaction_failures.load(Ordering::Relaxed),
             ..inner.statistics
         }
     }
@@ -613,7 +716,14 @@ impl Session {
         text(&mut out, "cursor", &format!("{}.{}", self.epoch, head));
         let earliest = inner.log.entries.front().map(|_| format!("{}.{}", self.epoch, inner.log.trimmed));
         json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
-        json(&mut out, "progress", Some(state.progress_json()));
+        json(&mut out, "progress", Some(state.progress_json(now_ms())));
+        if state.running {
+            key(&mut out, "progress_age_s");
+            #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+            crate::event::json::write_f64(&mut out, now_ms().saturating_sub(inner.progressed) as f64 / 1000.0);
+            key(&mut out, "stalled");
+            crate::event::Field::write(&inner.stalled, &mut out);
+        }
         json(&mut out, "usage", state.usage_json());
         let failed = state.outcome.as_ref().filter(|_| !state.running);
         let error = failed.and_then(|outcome| {
@@ -655,6 +765,12 @@ impl Inner {
             last_end: state.outcome.as_ref().map_or(0, |outcome| outcome.seq),
             last_turn: state.outcome.as_ref().map_or(0, |outcome| outcome.turn),
         }
+    }
+
+    /// Tells the hub what the log holds. Whether room should be made.
+    fn tell_hub(&mut self) -> bool {
+        let (events, bytes) = (self.log.entries.len(), self.log.bytes());
+        self.membership.as_mut().is_some_and(|membership| membership.tell(events, bytes))
     }
 
     /// The newest seq that readers see.

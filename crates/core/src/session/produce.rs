@@ -46,6 +46,12 @@ impl Session {
     pub fn emit_batch(&self, batch: Batch) -> Taken {
         let mut taken = Taken { malformed: batch.malformed, ..Taken::default() };
         let header = batch.header;
+        // Before the lock: a hook may be asked what may be stored.
+        let events: Vec<_> = batch
+            .events
+            .into_iter()
+            .map(|event| (event.seq, event.context.turn, self.redacted(event.payload, event.extra.map(|extra| *extra))))
+            .collect();
         // Where another process writes, or the store does not keep up, each event is refused below.
         let _hold = self.hold(None);
         self.change(|inner| {
@@ -65,16 +71,17 @@ impl Session {
             producer.dropped = producer.dropped.max(header.dropped);
             producer.waited = producer.waited.max(header.waited);
             let before = inner.log.head;
-            for (at, event) in batch.events.into_iter().enumerate() {
-                if event.seq < next {
+            for (at, (seq, turn, redacted)) in events.into_iter().enumerate() {
+                if seq < next {
                     taken.duplicates += 1;
                     taken.skipped.push(at);
                     continue;
                 }
-                let turn = Some(event.context.turn).filter(|turn| *turn != 0);
-                let entered = inner.enter(&self.id, turn);
-                let admitted =
-                    entered.and_then(|turn| inner.admit(&self.id, turn, event.payload, event.extra.map(|extra| *extra)));
+                let entered = inner.enter(&self.id, Some(turn).filter(|turn| *turn != 0));
+                let admitted = entered.and_then(|turn| match redacted {
+                    Some((payload, extra)) => inner.admit(&self.id, turn, payload, extra),
+                    None => Ok(inner.log.head), // withheld
+                });
                 if admitted.is_err() {
                     taken.skipped.push(at);
                 }

@@ -4,6 +4,8 @@
 //! Invariants: 1. applying a log from its start gives the same state everywhere; 2. a state and the events after it
 //! give the same state as all events.
 
+use std::collections::HashMap;
+
 use crate::event::json::{write_f64, write_str, write_u64};
 use crate::event::{CallRef, Class, Event, Field, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
 
@@ -86,6 +88,16 @@ pub struct StageState {
     pub turn: u32,
     /// Whether it runs.
     pub open: bool,
+    /// Who works on it.
+    pub agent: Option<Text>,
+    /// Which of `total` stages it is.
+    pub index: Option<u64>,
+    /// How many stages there are.
+    pub total: Option<u64>,
+    /// When it was first spoken of, in Unix milliseconds.
+    pub started: u64,
+    /// When it ended.
+    pub ended: Option<u64>,
     /// Its end's status.
     pub status: Option<Text>,
     /// The latest progress.
@@ -129,6 +141,10 @@ pub struct State {
     pub round_open: bool,
     /// The conversation.
     pub messages: Vec<MessageState>,
+    /// Where each message stands: a turn of thousands would be quadratic without it.
+    message_index: HashMap<Id, usize>,
+    /// Where the calls of an id stand, oldest first: an id may come again in another round.
+    call_index: HashMap<Id, Vec<usize>>,
     /// All calls.
     pub calls: Vec<CallState>,
     /// The stages of the newest turn.
@@ -156,16 +172,30 @@ pub struct State {
 impl State {
     /// The message `id`, newest first: the one that is being written is the last.
     pub fn message(&self, id: &str) -> Option<usize> {
-        self.messages.iter().rposition(|message| same(&message.id, id))
+        match self.messages.last() {
+            Some(last) if same(&last.id, id) => Some(self.messages.len() - 1),
+            _ => self.message_index.get(id).copied(),
+        }
     }
 
     /// The call `id` of this turn and round, or, where the round has none, the newest one of the turn that has no result yet.
     pub fn call(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
-        let same = |call: &CallState| call.turn == turn && same(&call.id, id);
-        self.calls
-            .iter()
-            .rposition(|call| same(call) && call.round == round)
-            .or_else(|| self.calls.iter().rposition(|call| same(call) && call.status.is_none()))
+        let known = self.call_index.get(id)?;
+        let newest = |fits: &dyn Fn(&CallState) -> bool| {
+            known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && fits(&self.calls[at]))
+        };
+        newest(&|call| call.round == round).or_else(|| newest(&|call| call.status.is_none()))
+    }
+
+    /// The call `id` of exactly this turn and round.
+    pub fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+        let known = self.call_index.get(id)?;
+        known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && self.calls[at].round == round)
+    }
+
+    fn add_message(&mut self, message: MessageState) {
+        self.message_index.insert(message.id.clone(), self.messages.len());
+        self.messages.push(message);
     }
 
     /// Folds one event in.
@@ -214,7 +244,7 @@ impl State {
                     message.role = "user".into();
                     message.done = true;
                     message.input.clone_from(&start.input);
-                    self.messages.push(message);
+                    self.add_message(message);
                 }
             }
             Payload::RoundStart(_) => {
@@ -292,14 +322,17 @@ impl State {
                 call.is_error = result.is_error;
             }
             Payload::StageStart(start) => {
-                let stage = self.stage(turn, &start.stage);
+                let stage = self.stage(turn, &start.stage, event.time);
                 (stage.open, stage.status) = (true, None);
+                (stage.started, stage.ended) = (event.time, None);
+                (stage.agent, stage.index, stage.total) = (start.agent.clone(), start.index, start.total);
             }
             Payload::StageEnd(end) => {
-                let stage = self.stage(turn, &end.stage);
+                let stage = self.stage(turn, &end.stage, event.time);
                 (stage.open, stage.status) = (false, Some(end.status.clone()));
+                stage.ended = Some(event.time);
             }
-            Payload::Progress(progress) => self.stage(turn, &progress.stage).progress = Some((**progress).clone()),
+            Payload::Progress(progress) => self.stage(turn, &progress.stage, event.time).progress = Some((**progress).clone()),
             Payload::Usage(usage) => add_usage(self.usage.get_or_insert_with(empty_usage), usage),
             Payload::Error(error) => {
                 if error.fatal {
@@ -341,7 +374,7 @@ impl State {
 
     fn open_message(&mut self, turn: u32, id: &Id) -> &mut MessageState {
         let index = self.message(id).unwrap_or_else(|| {
-            self.messages.push(Self::new_message(turn, id.clone()));
+            self.add_message(Self::new_message(turn, id.clone()));
             self.messages.len() - 1
         });
         &mut self.messages[index]
@@ -349,6 +382,7 @@ impl State {
 
     fn open_call(&mut self, turn: u32, round: u32, id: &Id) -> &mut CallState {
         let index = self.call(turn, round, id).unwrap_or_else(|| {
+            self.call_index.entry(id.clone()).or_default().push(self.calls.len());
             self.calls.push(CallState {
                 turn,
                 round,
@@ -379,9 +413,20 @@ impl State {
         }
     }
 
-    fn stage(&mut self, turn: u32, name: &Id) -> &mut StageState {
+    fn stage(&mut self, turn: u32, name: &Id, time: u64) -> &mut StageState {
         let index = self.stages.iter().position(|stage| stage.stage == *name).unwrap_or_else(|| {
-            self.stages.push(StageState { stage: name.clone(), turn, open: false, status: None, progress: None });
+            self.stages.push(StageState {
+                stage: name.clone(),
+                turn,
+                open: false,
+                agent: None,
+                index: None,
+                total: None,
+                started: time,
+                ended: None,
+                status: None,
+                progress: None,
+            });
             self.stages.len() - 1
         });
         &mut self.stages[index]
@@ -438,8 +483,9 @@ impl State {
         Some(object(out))
     }
 
-    /// The latest progress per stage of the newest turn, as JSON.
-    pub fn progress_json(&self) -> Json {
+    /// The latest progress per stage of the newest turn, as JSON. `elapsed_s` and `estimate_s`, the seconds that are left,
+    /// are those that the progress says, or else reckoned from its start and its share, as of `now`.
+    pub fn progress_json(&self, now: u64) -> Json {
         let mut out = Vec::new();
         for stage in &self.stages {
             key(&mut out, &stage.stage);
@@ -449,6 +495,23 @@ impl State {
             if let Some(status) = &stage.status {
                 key(&mut inner, "status");
                 status.write(&mut inner);
+            }
+            for (name, number) in [("index", stage.index), ("stages", stage.total)] {
+                if let Some(number) = number {
+                    key(&mut inner, name);
+                    write_u64(&mut inner, number);
+                }
+            }
+            let (elapsed, estimate) = stage.clock(if self.running { now } else { self.updated.unwrap_or(now) });
+            for (name, number) in [("elapsed_s", Some(elapsed)), ("estimate_s", estimate)] {
+                if let Some(number) = number {
+                    key(&mut inner, name);
+                    write_f64(&mut inner, number);
+                }
+            }
+            if let (Some(agent), None) = (&stage.agent, stage.progress.as_ref().and_then(|progress| progress.agent.as_ref())) {
+                key(&mut inner, "agent");
+                agent.write(&mut inner);
             }
             if let Some(progress) = &stage.progress {
                 for (name, number) in [("current", progress.current), ("total", progress.total)] {
@@ -580,12 +643,27 @@ impl State {
             out.push(b']');
         }
         key(&mut out, "progress");
-        self.progress_json().write(&mut out);
+        self.progress_json(self.updated.unwrap_or(0)).write(&mut out);
         key(&mut out, "usage");
         self.usage_json().write(&mut out);
         key(&mut out, "completion");
         self.outcome.as_ref().map(|outcome| outcome.completion.clone()).write(&mut out);
         object(out)
+    }
+}
+
+impl StageState {
+    /// Seconds that it has taken, and seconds that are left, as of `now`.
+    fn clock(&self, now: u64) -> (f64, Option<f64>) {
+        #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+        let reckoned = self.ended.unwrap_or(now).saturating_sub(self.started) as f64 / 1000.0;
+        let Some(progress) = &self.progress else { return (reckoned, None) };
+        let left = match (progress.current, progress.total) {
+            _ if self.ended.is_some() => None,
+            (Some(current), Some(total)) if current > 0.0 && total >= current => Some(reckoned * (total - current) / current),
+            _ => None,
+        };
+        (progress.elapsed_s.unwrap_or(reckoned), progress.estimate_s.or(left))
     }
 }
 

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::keeper::{BATCH_BYTES, BATCH_EVENTS, Keeper, PATIENCE, Shared};
-use super::{Entry, Inner, Limits, Session, SessionError, State, hub, now_ms};
+use super::stall::STALLED;
+use super::{Entry, Inner, Session, SessionError, State, hub, now_ms};
 use crate::event::{Class, Context, Event, Payload};
 use crate::store::{Append, Durability, Standing, StoreError, Tail};
 
@@ -144,6 +145,11 @@ impl Inner {
         self.context = event.context.clone();
         self.closed |= matches!(event.payload, Payload::SessionEnd(_));
         self.state.apply(&event);
+        // As where it was written: a stall's warning is no progress.
+        self.stalled = matches!(&event.payload, Payload::Warning(warning) if warning.code == STALLED);
+        if !self.stalled {
+            self.progressed = event.time;
+        }
         self.log.append(Entry::new(event));
     }
 
@@ -167,7 +173,12 @@ impl Inner {
 
 impl Session {
     /// Opens the session `id` of a store; with `create`, begins it where there is none.
-    pub(super) fn open_stored(id: &str, limits: Limits, keeper: &Arc<Keeper>, create: bool) -> Result<Arc<Self>, SessionError> {
+    pub(super) fn open_stored(
+        id: &str,
+        hub: &Arc<hub::Shared>,
+        keeper: &Arc<Keeper>,
+        create: bool,
+    ) -> Result<Arc<Self>, SessionError> {
         let standing = match keeper.store.standing(id) {
             Err(StoreError::Unknown) if create => {
                 match keeper.store.claim(id, &keeper.owner, &hub::random_word(8), keeper.options.lease) {
@@ -185,7 +196,7 @@ impl Session {
             StoreError::Unknown => SessionError::Unknown,
             error => SessionError::Store(error),
         })?;
-        let session = Self::make(id, limits, &standing.epoch, |weak| {
+        let session = Self::make(id, hub, &standing.epoch, |weak| {
             let stored = Stored {
                 session: weak.clone(),
                 keeper: Arc::downgrade(keeper),
@@ -263,6 +274,7 @@ impl Session {
         if let Some(stored) = &mut inner.stored {
             stored.taken = head;
         }
+        inner.tell_hub();
         Ok(())
     }
 

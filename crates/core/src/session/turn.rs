@@ -50,13 +50,16 @@ pub struct Ending {
 impl Session {
     /// Starts a turn. While one runs: [`SessionError::TurnActive`].
     pub fn start_turn(&self, options: TurnOptions) -> Result<Started, SessionError> {
+        let TurnOptions { input, client_id, backend, metadata } = options;
+        // What is not stored is not kept to compare with either: equal requests are redacted equally.
+        let start = self.redacted_start(TurnStart { input, client_id, metadata });
         let _hold = match self.hold(None) {
             // Another process writes: what is known answers, and where a turn runs, that is why.
             Err(error @ SessionError::NotWriter { .. }) => {
                 let inner = self.inner.lock();
                 let active = SessionError::TurnActive { session: self.id.clone(), turn: inner.state.turn };
                 let error = if inner.state.running { active } else { error };
-                return inner.known_turn(&self.id, &options).unwrap_or(Err(error));
+                return inner.known_turn(&self.id, &start).unwrap_or(Err(error));
             }
             hold => hold?,
         };
@@ -67,7 +70,7 @@ impl Session {
             if !inner.writes() {
                 return Err(SessionError::NotWriter { remaining_ms: 0 });
             }
-            if let Some(known) = inner.known_turn(&self.id, &options) {
+            if let Some(known) = inner.known_turn(&self.id, &start) {
                 return known;
             }
             if inner.state.running {
@@ -75,18 +78,14 @@ impl Session {
             }
             let turn = inner.state.turn + 1;
             let before = inner.log.head;
-            if let Some(client_id) = &options.client_id {
-                inner.clients.push((client_id.as_str().into(), options.input.clone(), turn, before));
+            if let Some(client_id) = &start.client_id {
+                inner.clients.push((client_id.as_str().into(), start.input.clone(), turn, before));
             }
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
             inner.failures_before = inner.statistics.subscriber_failures;
-            inner.set_backend(options.backend.as_deref().map(Into::into));
-            inner.push(
-                TurnStart { input: options.input, client_id: options.client_id, metadata: options.metadata }.into(),
-                None,
-                turn,
-            );
+            inner.set_backend(backend.as_deref().map(Into::into));
+            inner.push(start.into(), None, turn);
             inner.settle();
             Ok(Started { turn, before, new: true })
         });
@@ -97,7 +96,8 @@ impl Session {
     }
 
     /// Ends a turn, once: true if this call did.
-    pub fn end_turn(&self, turn: u32, ending: Ending) -> bool {
+    pub fn end_turn(&self, turn: u32, mut ending: Ending) -> bool {
+        ending.fallback = ending.fallback.and_then(|text| self.redacted_text(text));
         self.end_with(turn, |inner| {
             inner.finish_turn(turn, ending);
         })
@@ -105,6 +105,7 @@ impl Session {
 
     /// Logs a fatal error and ends the turn as failed, once: true if this call did.
     pub fn fail_turn(&self, turn: u32, code: &str, message: &str) -> bool {
+        let message = &*self.redacted_error(code, message);
         self.end_with(turn, |inner| inner.fail(turn, code, message))
     }
 
@@ -182,11 +183,11 @@ impl Session {
 
 impl Inner {
     /// The turn that an earlier request of the same client id started.
-    fn known_turn(&self, session: &Arc<str>, options: &TurnOptions) -> Option<Result<Started, SessionError>> {
-        let client_id = options.client_id.as_ref()?;
+    fn known_turn(&self, session: &Arc<str>, start: &TurnStart) -> Option<Result<Started, SessionError>> {
+        let client_id = start.client_id.as_ref()?;
         let (_, input, turn, before) = self.clients.iter().find(|(known, ..)| **known == **client_id)?;
         let (turn, before) = (*turn, *before);
-        if *input != options.input {
+        if *input != start.input {
             return Some(Err(SessionError::Conflict { session: session.clone(), turn }));
         }
         Some(Ok(Started { turn, before, new: false }))

@@ -1,0 +1,227 @@
+"""The event streams that are open on a loop: how many there may be, how long one may be stuck, what their end means.
+
+Owns the caps, the write deadline, what a disconnect does to a turn, and the ends at shutdown. Refuses to know what is
+sent.
+
+Invariants: 1. a stream costs two assignments per send, and all of them one timer; 2. a client that is stuck is cut
+within a quarter of its deadline past it, and nothing else of its session changes; 3. at shutdown each client that still
+reads is told, and no stream lasts longer than DRAIN_S + LAST_S.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, cast
+
+from turnstream._native import FrameReader, Session
+from turnstream.asgi.cut import Ends, cut, ends_of
+from turnstream.asgi.http import Scope
+from turnstream.asgi.policy import Policy
+
+DRAIN_S = 0.5
+"""How long streams may still send what is in the log when the server stops: a turn's completion, for one."""
+
+LAST_S = 0.5
+"""How long a client may take for the last frame."""
+
+RETRY_MS = 2000
+"""When clients that are sent away come back."""
+
+PRINCIPAL: ContextVar[Any] = ContextVar("turnstream_principal", default=None)
+"""Who asks, while a request is answered."""
+
+log = logging.getLogger("turnstream")
+
+
+class Closable(Protocol):
+    """What an open stream can be ended by."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class Open:
+    """One open stream."""
+
+    __slots__ = ("drains", "ends", "principal", "reader", "sending", "session", "task")
+
+    def __init__(self, reader: Closable, scope: Scope | None, drains: bool) -> None:
+        self.reader = reader
+        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.session: Session | None = getattr(reader, "session", None)
+        self.principal = _key(PRINCIPAL.get())
+        self.drains = drains
+        self.ends: Ends | None = None if scope is None else ends_of(scope)
+        self.sending = 0.0
+        """The loop's time when the send began that has not ended; 0 between two."""
+
+
+class Streams:
+    """The event streams that are open on one loop."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.closing: bool = False
+        self.cut: int = 0
+        """Clients that were stuck."""
+        self.refused: int = 0
+        """Clients beyond a cap."""
+        self._policy = policy or Policy()
+        self._open: dict[asyncio.Task[Any], Open] = {}
+        self._of_session: Counter[str] = Counter()
+        self._of_principal: Counter[Hashable] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._leaving: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return len(self._open)
+
+    @contextmanager
+    def opened(self, reader: Closable, *, scope: Scope | None = None, drains: bool = False) -> Iterator[Open]:
+        """Keeps the current task and its reader while inside. `drains`: its close sends what is ready."""
+        stream = Open(reader, scope, drains)
+        self._open[stream.task] = stream
+        if stream.session is not None:
+            self._of_session[stream.session.id] += 1
+            if leaving := self._leaving.pop(stream.session.id, None):
+                leaving.cancel()
+        if stream.principal is not None:
+            self._of_principal[stream.principal] += 1
+        if self._timer is None and self._policy.write_timeout_s is not None:
+            self._set_timer(asyncio.get_running_loop())
+        if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
+            _end(reader, "shutdown")
+        try:
+            yield stream
+        finally:
+            del self._open[stream.task]
+            reader.close()
+            if stream.principal is not None:
+                _take(self._of_principal, stream.principal)
+            if stream.session is not None:
+                _take(self._of_session, stream.session.id)
+                self._left(stream.session)
+
+    # crowds
+
+    def is_full(self, session: Session) -> bool:
+        """Whether a cap leaves no room for one more reader of the session by who asks; counts it if so."""
+        policy = self._policy
+        principal = _key(PRINCIPAL.get())
+        full = (
+            policy.max_readers_per_session is not None
+            and self._of_session[session.id] >= policy.max_readers_per_session
+        ) or (
+            policy.max_readers_per_principal is not None
+            and principal is not None
+            and self._of_principal[principal] >= policy.max_readers_per_principal
+        )
+        self.refused += full
+        return full
+
+    # leaving
+
+    def _left(self, session: Session) -> None:
+        """A reader has left: where it was the last one of a running turn, the policy says what becomes of that."""
+        if self._policy.on_disconnect != "cancel" or self.closing or not _is_alone(session):
+            return
+        if self._policy.disconnect_grace_s == 0:
+            _cancel(session, "disconnected")
+            return
+        turn = session.status()["turn"]
+
+        def check() -> None:
+            del self._leaving[session.id]
+            if _is_alone(session) and session.status()["turn"] == turn:
+                _cancel(session, "disconnected")
+
+        if old := self._leaving.get(session.id):
+            old.cancel()
+        self._leaving[session.id] = asyncio.get_running_loop().call_later(self._policy.disconnect_grace_s, check)
+
+    # the write deadline
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        deadline = cast("float", self._policy.write_timeout_s)
+        self._timer = loop.call_later(min(deadline / 4, 1.0), self._tick, loop, deadline)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        self._timer = None
+        since = loop.time() - deadline
+        stuck = [stream for stream in self._open.values() if 0 < stream.sending < since]
+        if stuck:
+            self._cut(stuck, f"took nothing for {deadline:g} s")
+        if self._open:
+            self._set_timer(loop)
+
+    def _cut(self, stuck: list[Open], why: str) -> None:
+        found = cut({stream.ends for stream in stuck if stream.ends is not None})
+        for stream in stuck:
+            self.cut += 1
+            stream.sending = 0.0
+            session = "?" if stream.session is None else stream.session.id
+            log.warning("session %s: a client %s and is cut; it may resume by its cursor", session, why)
+            stream.reader.close()
+            if stream.ends not in found:  # the server then does with the connection what it can
+                stream.task.cancel()
+
+    # the end
+
+    async def close(self) -> None:
+        """Lets the streams send what is ready for up to DRAIN_S, says that it is over, and cuts who takes nothing."""
+        self.closing = True
+        for leaving in self._leaving.values():
+            leaving.cancel()
+        self._leaving.clear()
+        for stream in list(self._open.values()):
+            if stream.drains:
+                stream.reader.close()
+        await self._ended(DRAIN_S)
+        for stream in list(self._open.values()):
+            _end(stream.reader, "shutdown")
+        await self._ended(LAST_S)
+        if stuck := [stream for stream in self._open.values() if stream.sending]:
+            self._cut(stuck, "took nothing at shutdown")
+        for stream in self._open.values():
+            stream.reader.close()
+
+    async def _ended(self, within_s: float) -> None:
+        if self._open:
+            await asyncio.wait(list(self._open), timeout=within_s)
+
+
+def _end(reader: Closable, reason: str) -> None:
+    if isinstance(reader, FrameReader):
+        reader.close(reason, retry_ms=RETRY_MS)
+    else:
+        reader.close()
+
+
+def _is_alone(session: Session) -> bool:
+    return session.statistics()["readers"] == 0 and session.status()["state"] == "running"
+
+
+def _cancel(session: Session, reason: str) -> None:
+    log.info("session %s: %s, and its turn is cancelled", session.id, reason)
+    session.cancel(reason).close()  # it has acted; there is nothing to wait for
+
+
+def _key(principal: Any) -> Hashable | None:
+    """The principal as a key; None where nobody said one. Claims are often a dict."""
+    if principal is None:
+        return None
+    try:
+        hash(principal)
+    except TypeError:
+        return repr(principal)
+    return cast("Hashable", principal)
+
+
+def _take(counts: Counter[Any], key: Hashable) -> None:
+    counts[key] -= 1
+    if counts[key] <= 0:
+        del counts[key]

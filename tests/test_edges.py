@@ -1,0 +1,551 @@
+"""Edge cases 35 to 64, each under its number, through a real server where a socket matters.
+
+What they share with the core's own tests of the same number (`edge_35_…` in crates/core) is the rule; here a client
+sees it. The last test counts the numbers.
+"""
+
+import asyncio
+import json
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from support import PATIENCE_S, WORDS, Gate, Seen, finished, frozen, parse, seqs, text, until
+
+import turnstream as ts
+from conftest import ROOT
+from turnstream.asgi import Scope, app
+
+Serve = Callable[..., str]
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the loops' own differences have their own tests
+
+
+class Client:
+    """A server over a hub of its own, and a client of it."""
+
+    def __init__(self, serve: Serve, http: httpx.AsyncClient) -> None:
+        self._serve = serve
+        self.http = http
+        self.hub = ts.Hub()
+        self.base = ""
+
+    def open(self, agent: Any = None, *, limits: ts.Limits | None = None, **options: Any) -> ts.Session:
+        self.hub = ts.Hub(limits=limits)
+        self.base = self._serve(app(self.hub, agent, **options))
+        return self.hub.session("s")
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]:
+        response = await self.http.post(f"{self.base}/sessions{path}", json=body)
+        return response.status_code, response.json()
+
+    async def get(self, path: str = "/s", **query: Any) -> tuple[int, Any]:
+        response = await self.http.get(f"{self.base}/sessions{path}", params=query)
+        return response.status_code, response.json() if response.content else None
+
+    async def events(self, session: str = "s", **query: Any) -> list[Seen]:
+        query = {"deltas": "exact", **query}
+        response = await self.http.get(f"{self.base}/sessions/{session}/events", params=query)
+        assert response.status_code == 200, response.text
+        return parse(response.content)
+
+
+@pytest.fixture
+async def client(serve: Serve) -> AsyncIterator[Client]:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
+        yield Client(serve, http)
+
+
+def kinds(seen: list[Seen]) -> list[str]:
+    return [frame.event for frame in seen]
+
+
+def is_whole(seen: list[Seen], session: ts.Session) -> bool:
+    return seqs(seen) == list(range(1, session.head + 1)) and seen[-1].event == "completion"
+
+
+async def endless(turn: ts.Turn) -> None:
+    await asyncio.Event().wait()
+
+
+# --- sessions, ends, ordering -----------------------------------------------------------------------------------------
+
+
+async def test_edge_35_two_concurrent_emitters_make_one_sequence(client: Client) -> None:
+    session = client.open()
+    gate = threading.Barrier(3)
+
+    def work(name: str) -> None:
+        emit = session.emitter()
+        gate.wait()
+        for number in range(300):
+            emit("custom", {"name": name, "data": number})
+
+    with session.turn():
+        threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        reading = asyncio.create_task(client.events())
+        await asyncio.to_thread(gate.wait)
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+    seen = await reading
+    assert is_whole(seen, session)
+    for name in "ab":
+        assert [frame.data["data"] for frame in seen if frame.data.get("name") == name] == list(range(300))
+
+
+async def test_edge_36_a_second_end_is_refused(client: Client) -> None:
+    session = client.open()
+    turn = session.turn()
+    turn.complete("first")
+    turn.complete("second", status="failed")
+    turn.fail("third")
+    with pytest.raises(ts.TurnEnded):
+        turn.emit("text_delta", text="late")
+    with pytest.raises(ts.TurnEnded):
+        session.emitter()("completion", {"status": "failed"}, turn=1)
+    seen = await client.events()
+    assert kinds(seen).count("completion") == 1
+    assert (seen[-1].data["status"], seen[-1].data["text"]) == ("completed", "first")
+
+
+async def test_edge_37_each_turn_that_a_crash_ends_fails_once(client: Client) -> None:
+    gate = Gate()
+
+    async def agent(turn: ts.Turn) -> None:
+        await gate.passed()
+        raise SystemExit(1)
+
+    client.open(agent)
+    made = [(await client.post("", {"input": 1, "session_id": name}))[1] for name in ("a", "b")]
+    reading = [asyncio.create_task(client.events(each["session_id"])) for each in made]
+    gate.open()
+    for seen in await asyncio.gather(*reading):
+        assert kinds(seen).count("error") == kinds(seen).count("completion") == 1
+        assert seen[-1].data["status"] == "failed"
+
+
+async def test_edge_38_what_was_said_before_a_cut_stays_and_is_marked(client: Client) -> None:
+    async def agent(turn: ts.Turn) -> None:
+        async def source() -> AsyncIterator[bytes]:
+            yield b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"half of"}}]}\n\n'
+
+        await turn.relay(source(), provider="openai-chat")
+
+    client.open(agent)
+    await client.post("/s/turns", {"input": 1})
+    seen = await client.events()
+    (whole,) = [frame.data for frame in seen if frame.event == "assistant_message"]
+    assert whole["text"] == "half of"
+    assert (seen[-1].data["status"], seen[-1].data["text"]) == ("incomplete", "half of")
+
+
+async def test_edge_39_a_start_while_one_runs_is_a_conflict(client: Client) -> None:
+    session = client.open(endless)
+    assert (await client.post("/s/turns", {"input": 1}))[0] == 202
+    status, body = await client.post("/s/turns", {"input": 2})
+    assert (status, body["error"]["code"]) == (409, "turn_active")
+    assert (session.status()["turn"], session.status()["state"]) == (1, "running")
+    assert [message["input"] for message in session.messages()] == [1]
+
+
+async def test_edge_40_a_request_that_comes_twice_does_its_work_once(client: Client) -> None:
+    session = client.open(endless)
+    first = await client.post("/s/turns", {"input": {"a": 1}, "client_id": "c"})
+    assert first[0] == 202
+    assert await client.post("/s/turns", {"input": {"a": 1}, "client_id": "c"}) == first
+    status, body = await client.post("/s/turns", {"input": {"a": 2}, "client_id": "c"})
+    assert (status, body["error"]["code"]) == (409, "conflict")
+    assert [(await client.post("/s/cancel", {}))[0] for _ in range(2)] == [202, 202]
+    assert kinds(await client.events()).count("completion") == 1
+    session.turn("of its own").complete("done")
+    status, body = await client.post("/s/cancel", {})
+    assert (status, body["error"]["code"]) == (409, "turn_ended")
+
+
+async def test_edge_41_a_cancel_answers_what_is_open_and_what_comes_later_is_ignored(client: Client) -> None:
+    session = client.open()
+    turn = session.turn()
+    for call in ("c1", "c2", "c3"):
+        turn.emit("tool_call", call_id=call, name="f", arguments={})
+    assert (await client.post("/s/cancel", {}))[0] == 202
+    with pytest.raises(ts.TurnEnded):
+        turn.emit("tool_result", call_id="c1", output="late")
+    with session.turn() as resumed:
+        before = session.head
+        resumed.emit("tool_result", call_id="c1", output="later")
+        resumed.emit("text_delta", text="next")
+    seen = await client.events(limit=before)
+    results = [frame.data for frame in seen if frame.event == "tool_result"]
+    assert [(result["call_id"], result["status"]) for result in results] == [(f"c{n}", "cancelled") for n in (1, 2, 3)]
+    assert "late" not in {result["output"] for result in results}
+
+
+async def test_edge_42_sessions_see_nothing_of_each_other(client: Client) -> None:
+    mine = client.open()
+    finished(client.hub, "s", ["mine"])
+    other = finished(client.hub, "other", ["secret"])
+    other.emitter()("error", {"code": "x", "message": "secret", "retryable": False, "fatal": False})
+    seen = await client.events(after=other.cursor)
+    assert seen[0].data["status"] == "other_epoch"
+    assert "secret" not in json.dumps([frame.data for frame in seen])
+    status, body = await client.get("/s/events", after=f"{mine.epoch}.99999999999999999999999")
+    assert status == 400
+    assert "secret" not in json.dumps(body)
+
+
+async def test_edge_43_what_belongs_to_no_session_is_delivered_and_stored_nowhere(client: Client) -> None:
+    client.open()
+    data = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\ndata: [DONE]\n\n'
+    events = [event async for event in ts.normalize([data], provider="openai-chat")]
+    assert {event.session for event in events} == {None}
+    assert any(isinstance(event, ts.TextDelta) for event in events)
+    assert (await client.get())[1]["head"] == 0
+    assert client.hub.statistics()["events"] == 0
+
+
+async def test_edge_44_a_callback_that_fails_stops_nobody_and_is_said(client: Client) -> None:
+    """The callbacks that see events: the redaction hook."""
+    client.open()
+
+    def fails(event: dict[str, Any]) -> dict[str, Any]:
+        if event["type"] == "progress":
+            raise ZeroDivisionError
+        return event
+
+    hub = ts.Hub(redact=fails)
+    session = hub.session("s")
+    with session.turn() as turn:
+        turn.emit("progress", stage="plan")
+        turn.emit("text_delta", text="goes on")
+    events = list(session.read())
+    assert [event.data["type"] for event in events if isinstance(event, ts.Custom)] == ["progress"]
+    assert session.statistics()["redaction_failures"] == 1
+    assert (session.result() or {})["text"] == "goes on"
+
+
+async def test_edge_45_what_json_cannot_say_is_a_placeholder_and_the_stream_goes_on(client: Client) -> None:
+    session = client.open()
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    values = {"bytes": b"abc", "set": {1}, "nan": float("nan"), "object": object(), "cycle": cycle}
+    with session.turn() as turn:
+        turn.emit("custom", name="x", data=values)
+        turn.emit("text_delta", text="goes on")
+    seen = await client.events()
+    (data,) = [frame.data["data"] for frame in seen if frame.event == "custom"]
+    data["cycle"] = data["cycle"][0]
+    names = {"bytes": "bytes", "set": "set", "nan": "NaN", "object": "object", "cycle": "cycle"}
+    assert {key: value["$unserializable"] for key, value in data.items()} == names
+    assert seen[-1].data["text"] == "goes on"
+
+
+async def test_edge_46_the_end_comes_in_order_and_counts_what_was_delivered(client: Client) -> None:
+    session = client.open()
+    with session.turn() as turn:
+        turn.emit("round_start")
+        turn.emit("stage_start", stage="plan")
+        turn.emit("text_delta", message_id="m", text="half")
+        turn.emit("tool_call_delta", call_id="c", text="{}")
+    seen = await client.events()
+    assert is_whole(seen, session)
+    last = ["assistant_message", "tool_call", "round_end", "stage_end", "completion"]
+    assert [kind for kind in kinds(seen) if kind in last] == last
+    assert seen[-1].data["events"] == len(seqs(seen))
+
+
+async def test_edge_47_a_look_takes_no_seq_and_the_cap_holds_for_the_whole(client: Client) -> None:
+    session = client.open(limits=ts.Limits(max_message_bytes=10))
+    with session.turn() as turn:
+        turn.emit("text_delta", message_id="m", text="0123456")
+        head = session.head
+        for path in ("/s", "/s/messages", "/s/result"):
+            await client.get(path)
+        assert session.head == head
+        turn.emit("assistant_message", message_id="m", text="0123456789ab")
+    seen = await client.events()
+    assert text(seen) == "0123456789"
+    assert [frame.data["text"] for frame in seen if frame.event == "assistant_message"] == ["0123456789"]
+    assert [frame.data["code"] for frame in seen if frame.event == "warning"] == ["message_truncated"]
+
+
+# --- streams and replay -----------------------------------------------------------------------------------------------
+
+
+async def test_edge_48_who_comes_late_gets_all_and_the_end(client: Client) -> None:
+    client.open()
+    session = finished(client.hub)
+    seen = await client.events()
+    assert is_whole(seen, session)
+    assert text(seen) == "".join(WORDS)
+
+
+async def test_edge_49_a_slow_client_gets_all_52(client: Client) -> None:
+    session = client.open()
+    with session.turn() as turn, frozen(client.base, "/sessions/s/events?deltas=exact") as slow:
+        slow.recv(1)
+        for number in range(49):
+            turn.emit("custom", {"name": "part", "data": [number, "x" * 50_000]})
+        turn.emit("text_delta", message_id="m", text="end")
+        turn.complete()
+        fast = await client.events()
+        body = await asyncio.to_thread(_read_slowly, slow)
+    names = re.findall(rb"\nid: \w+\.(\d+)\r?\n", body)
+    assert [int(name) for name in names] == seqs(fast) == list(range(1, session.head + 1))
+    assert session.head == 54
+    assert b"event: gap" not in body
+
+
+def _read_slowly(client: Any) -> bytes:
+    body = b""
+    while not body.endswith(b"0\r\n\r\n"):
+        piece = client.recv(65_536)
+        assert piece, "a plain end"
+        body += piece
+    return re.sub(rb"\r\n[0-9a-f]+\r\n", b"", body)
+
+
+async def test_edge_50_a_slow_client_delays_no_other(client: Client) -> None:
+    session = client.open()
+    with session.turn() as turn, frozen(client.base, "/sessions/s/events") as slow:
+        slow.recv(1)
+        for _ in range(100):
+            turn.emit("custom", {"name": "part", "data": "x" * 100_000})
+        turn.complete()
+        start = asyncio.get_running_loop().time()
+        seen = await client.events()
+        assert asyncio.get_running_loop().time() - start < 5
+        assert is_whole(seen, session)
+        assert session.statistics()["readers"] == 1
+        body = await asyncio.to_thread(_read_slowly, slow)
+    assert b"event: completion" in body
+
+
+async def test_edge_51_a_resume_goes_on_with_the_next_and_a_page_skips_nothing(client: Client) -> None:
+    client.open()
+    session = finished(client.hub)
+    for after in (0, 1, 17, session.head - 1):
+        seen = await client.events(after=f"{session.epoch}.{after}")
+        assert seqs(seen) == list(range(after + 1, session.head + 1))
+    pages: list[int] = []
+    while len(pages) < session.head:
+        pages += seqs(await client.events(after=f"{session.epoch}.{len(pages)}", limit=7))
+    assert pages == list(range(1, session.head + 1))
+
+
+async def test_edge_52_every_cursor_gets_an_honest_answer(client: Client) -> None:
+    session = client.open(limits=ts.Limits(max_events=10))
+    finished(client.hub, words=["w"] * 30)
+    with session.turn() as turn:
+        for number in range(20):
+            turn.emit("custom", {"name": "part", "data": number})
+    status, body = await client.get("/s/events", after=f"{session.epoch}.1", on_trim="fail")
+    error = body["error"]
+    assert (status, error["code"]) == (410, "cursor_expired")
+    assert (error["earliest"], error["head"]) == (session.earliest, session.head)
+    seen = await client.events(after=f"{session.epoch}.1")
+    assert (seen[0].data["status"], seen[0].data["earliest"]) == ("trimmed", session.earliest)
+    assert seqs(seen)[0] == session.earliest
+    assert (await client.events(after=f"{session.epoch}.999", follow="none"))[0].data["status"] == "ahead"
+    assert (await client.get("/s/events", after="garbage"))[0] == 400
+    assert session.statistics()["readers"] == 0
+    fresh = client.hub.session("fresh")
+    with fresh.turn():
+        pass
+    assert is_whole(await client.events("fresh", after="0"), fresh)
+
+
+async def test_edge_53_at_the_limit_all_is_there_and_one_past_it_a_snapshot(client: Client) -> None:
+    session = client.open(limits=ts.Limits(max_events=5))
+    assert (await client.get())[1]["earliest"] is None
+    assert (await client.events(follow="none"))[0].data["earliest"] is None
+    turn = session.turn()
+    for number in range(4):
+        turn.emit("custom", {"name": "part", "data": number})
+    seen = await client.events(follow="none", after="0")
+    assert (kinds(seen)[:2], seqs(seen)) == (["stream_open", "turn_start"], [1, 2, 3, 4, 5])
+    turn.emit("custom", {"name": "part"})
+    seen = await client.events(follow="none", after="0")
+    assert (kinds(seen)[:2], seqs(seen)) == (["stream_open", "snapshot"], [2, 3, 4, 5, 6])
+    turn.complete()
+
+
+async def test_edge_54_what_comes_between_opening_and_reading_comes_once(client: Client, serve: Serve) -> None:
+    """The interleaving is forced: the response is held right after its reader was opened, while more is said."""
+    hub = ts.Hub(limits=ts.Limits(max_events=5))
+    session, opened, go_on = hub.session("s"), Gate(), Gate()
+    inner = app(hub)
+
+    async def held(scope: Scope, receive: Any, send: Any) -> None:
+        async def slow(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                opened.open()
+                await go_on.passed()
+            await send(message)
+
+        await inner(scope, receive, slow)
+
+    client.base = serve(held, lifespan="off")
+    turn = session.turn()
+    for number in range(8):
+        turn.emit("custom", {"name": "part", "data": number})
+    reading = asyncio.create_task(client.events(after=f"{session.epoch}.1"))
+    await opened.passed()
+    turn.emit("custom", {"name": "between"})  # and with it the oldest of those that the snapshot left has gone
+    turn.complete()
+    go_on.open()
+    seen = await reading
+    assert kinds(seen)[:2] == ["stream_open", "snapshot"]
+    announced = [range(frame.data["first"], frame.data["last"] + 1) for frame in seen if frame.event == "gap"]
+    told = [seen[1].data["head"], *(number for gap in announced for number in gap), *seqs(seen)]
+    assert told == list(range(told[0], session.head + 1)), "each is in the snapshot, in the gap, or there, once"
+
+
+async def test_edge_55_finished_deleted_and_restarted(client: Client) -> None:
+    client.open()
+    session = finished(client.hub)
+    assert is_whole(await client.events(), session)
+    before = session.cursor
+    assert (await client.http.delete(f"{client.base}/sessions/s")).status_code == 204
+    status, body = await client.get("/s/events")
+    assert (status, body["error"]["code"]) == (404, "unknown_session")
+    client.open()  # in memory, a restart is another life
+    finished(client.hub)
+    seen = await client.events(after=before)
+    assert seen[0].data["status"] == "other_epoch"
+    assert text(seen) == "".join(WORDS)
+
+
+async def test_edge_56_only_what_is_logged_moves_the_cursor(client: Client) -> None:
+    session = client.open(limits=ts.Limits(max_events=5), heartbeat_s=0.05)
+    turn = session.turn()
+    for number in range(8):
+        turn.emit("custom", {"name": "part", "data": number})
+    cursor = f"{session.epoch}.1"
+    url = f"{client.base}/sessions/s/events"
+    for want in ("stream_open", "snapshot", ":"):
+        async with client.http.stream("GET", url, params={"after": cursor}) as response:
+            body, seen = b"", list[Seen]()
+            async for piece in response.aiter_raw():
+                body += piece
+                whole = body[: body.rfind(b"\n\n") + 2] if want != ":" else body
+                seen = parse(whole) if whole.endswith((b"\n\n", b"\n")) else []
+                if want in kinds(seen):
+                    break
+            first = kinds(seen).index(want)
+            assert seen[first].id is None
+            assert (want == ":") or all(frame.id is None for frame in seen[: first + 1])
+    turn.complete()
+
+
+async def test_edge_57_silence_has_heartbeats_and_the_end_has_none(client: Client) -> None:
+    """That they never feed the stall watchdog: test_policy.py, test_a_stall_is_said_…"""
+    session = client.open(heartbeat_s=0.05)
+    turn = session.turn()
+    async with client.http.stream("GET", f"{client.base}/sessions/s/events") as response:
+        body = b""
+        async for piece in response.aiter_raw():
+            body += piece
+            if body.count(b": heartbeat progress_age_s=") == 3 and not turn.ended:
+                turn.complete()
+    assert parse(body)[-1].event == "completion"
+    assert body.endswith(b"\n\n")
+
+
+async def test_edge_59_who_leaves_in_silence_is_gone_at_once(client: Client) -> None:
+    """The shutdown with idle clients: test_asgi.py, test_shutdown_with_idle_and_busy_clients."""
+    session = client.open()
+    with frozen(client.base, "/sessions/s/events"):
+        await until(lambda: session.statistics()["readers"] == 1)
+    await until(lambda: session.statistics()["readers"] == 0, patience_s=1)
+
+
+async def test_edge_60_streams_are_read_by_the_standard() -> None:
+    text = "\ufeffid: 1\r\nevent: é\rdata: a\ndata:b\r\n: comment\nunknown: x\n\r\ndata: last\n"
+    for size in (1, 2, 3, 1000):
+        decoder = ts.SSEDecoder(lenient=True)
+        data = text.encode()
+        read = [frame for at in range(0, len(data), size) for frame in decoder.feed(data[at : at + size])]
+        assert [(frame.event, frame.data, frame.id) for frame in read] == [("é", "a\nb", "1")]
+        assert [frame.data for frame in decoder.finish()] == ["last"]
+    fold = ts.fold(b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\ndata: {"id"')
+    assert fold.text == "x"
+    assert [warning["code"] for warning in fold.warnings] or fold.error
+
+
+async def test_edge_61_at_the_limit_is_read_and_one_past_it_refused() -> None:
+    line = b"data: 1234"
+    for decoder in (ts.SSEDecoder(max_line_bytes=len(line)), ts.SSEDecoder(max_event_bytes=len(line))):
+        assert [frame.data for frame in decoder.feed(line + b"\n\n")] == ["1234"]
+    with pytest.raises(ts.FrameTooLong) as refused:
+        ts.SSEDecoder(max_line_bytes=len(line) - 1).feed(line + b"\n\n")
+    assert refused.value.code == "frame_too_long"
+
+
+async def test_edge_62_names_on_the_wire_are_the_literal_ones(client: Client) -> None:
+    client.open()
+    finished(client.hub, words=["w"])
+    seen = await client.events()
+    assert kinds(seen) == [
+        "stream_open",
+        "turn_start",
+        "message_start",
+        "text_delta",
+        "assistant_message",
+        "completion",
+    ]
+    assert all(frame.event == frame.data["type"] for frame in seen)
+
+
+async def test_edge_63_the_finished_answer_for_their_time_and_the_running_stay(client: Client) -> None:
+    limits = ts.Limits(max_age_s=0.4, hub_max_events=200, max_events=10_000)
+    running = client.open(limits=limits)
+    turn = running.turn()
+    ended = finished(client.hub, "ended")
+    paths = ("/ended", "/ended/result", "/ended/messages")
+    assert [(await client.get(path))[0] for path in paths] == [200] * 3
+    assert is_whole(await client.events("ended"), ended)
+    for number in range(300):
+        turn.emit("custom", {"name": "part", "data": number})
+    assert [(await client.get(path))[0] for path in paths] == [404] * 3  # room was needed
+    assert running.head == 301
+    turn.complete()
+    again = finished(client.hub, "again")
+    assert (await client.get("/again"))[0] == 200
+    await until(lambda: again.status()["updated"] + 400 < time.time() * 1000)
+    assert (await client.get("/again"))[0] == 404  # its time is over, to the millisecond
+
+
+async def test_edge_64_no_follow_ends_and_who_joins_in_the_middle_gets_the_beginning(client: Client) -> None:
+    session = client.open(limits=ts.Limits(max_events=5))
+    with session.turn() as turn:
+        for word in WORDS[:20]:
+            turn.emit("text_delta", {"message_id": "m1", "text": word})
+        joined = await client.events(follow="none")
+        (message,) = joined[1].data["state"]["messages"]
+        assert joined[1].event == "snapshot"
+        assert (message["message_id"], message["done"]) == ("m1", False)
+        assert message["text"] + text(joined) == "".join(WORDS[:20])
+    seen = await client.events(follow="none")
+    assert seen[-1].event == "completion"
+
+
+# --- the count --------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = {58: "a persist that fails needs a store that can: with the stores"}
+
+
+async def test_every_edge_has_its_test() -> None:
+    tests = [*(ROOT / "tests").glob("*.py"), *(ROOT / "crates").rglob("*.rs")]
+    named = {
+        int(number)
+        for path in tests
+        for name in re.findall(r"(?:def |fn )(?:test_)?edge_(\d+(?:_\d+)*)_", path.read_text())
+        for number in name.split("_")
+    }
+    assert set(range(35, 65)) - named <= ELSEWHERE.keys()
