@@ -382,8 +382,17 @@ impl Membership {
     }
 
     /// Tells the hub what the log holds now. Whether room should be made.
-    pub(crate) fn tell(&mut self, events: usize, bytes: usize) -> bool {
-        if (events, bytes) == (self.events, self.bytes) {
+    ///
+    /// While a turn runs, a thousandth of what the hub may hold, and no more than 32 events or 16 KiB, may wait: two atomic steps
+    /// for each delta are a tenth of its cost.
+    pub(crate) fn tell(&mut self, events: usize, bytes: usize, running: bool) -> bool {
+        let waits = |now: usize, told: usize, wall: &AtomicU64, most: u64| {
+            now.abs_diff(told) as u64 <= (wall.load(Ordering::Relaxed) >> 10).min(most)
+        };
+        let (events_wall, bytes_wall) = (&self.totals.events_wall, &self.totals.bytes_wall);
+        if (events, bytes) == (self.events, self.bytes)
+            || (running && waits(events, self.events, events_wall, 32) && waits(bytes, self.bytes, bytes_wall, 16 << 10))
+        {
             return false;
         }
         let add = |sum: &AtomicU64, now: usize, before: usize| {
@@ -400,6 +409,6 @@ impl Membership {
 /// A session that is dropped weighs nothing any more, also one that its hub never had: of two that read a store at once.
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.tell(0, 0);
+        self.tell(0, 0, false);
     }
 }

@@ -769,8 +769,8 @@ impl Inner {
 
     /// Tells the hub what the log holds. Whether room should be made.
     fn tell_hub(&mut self) -> bool {
-        let (events, bytes) = (self.log.entries.len(), self.log.bytes());
-        self.membership.as_mut().is_some_and(|membership| membership.tell(events, bytes))
+        let (events, bytes, running) = (self.log.entries.len(), self.log.bytes(), self.state.running);
+        self.membership.as_mut().is_some_and(|membership| membership.tell(events, bytes, running))
     }
 
     /// The newest seq that readers see.
