@@ -18,7 +18,19 @@ from typing import Any
 
 from benches.harness import HERE, Scale, Setup, measure
 
-MODULES = ("normalize", "ready", "tools", "crossing", "wakeups", "replay", "live", "stores", "bounds", "remote")
+MODULES = (
+    "normalize",
+    "providers",
+    "ready",
+    "tools",
+    "crossing",
+    "wakeups",
+    "replay",
+    "live",
+    "stores",
+    "bounds",
+    "remote",
+)
 """In the order of the table."""
 GROUP_TIMEOUT_S = 600
 

@@ -1,84 +1,47 @@
-//! `serde_parse FILE owned|borrowed`: for every number on standard input, parses the `OpenAI` chat stream in FILE into
-//! typed chunks that often, then answers `{}`. No events, no state, no log: the least that reading these bytes with
-//! types costs. `owned` copies strings as most client crates do; `borrowed` points into the input.
+//! `serde_parse FILE FORMAT owned|borrowed`: for every number on standard input, parses the stream in FILE into typed
+//! chunks that often, then answers `{}`. No events, no state, no log, no checksums: the least that reading these bytes
+//! with types costs. `owned` copies strings as most client crates do; `borrowed` (`openai-chat` alone) points into the
+//! input.
 
-use std::borrow::Cow;
+mod formats;
+
 use std::hint::black_box;
 use std::io::{BufRead, Write};
 
+use formats::{Anthropic, Chat, Codex, Cohere, Converse, Gemini, LmStudio, Ollama, Responses, Text};
 use serde::Deserialize;
 
-/// One event of the stream, all fields that api.openai.com sends.
-#[derive(Deserialize)]
-#[allow(dead_code)] // the fields are there to be parsed
-struct Chunk<S> {
-    id: S,
-    object: S,
-    created: u64,
-    model: S,
-    service_tier: Option<S>,
-    system_fingerprint: Option<S>,
-    choices: Vec<Choice<S>>,
-    usage: Option<Usage>,
-}
+/// Bytes before the headers of an AWS message, and behind its payload.
+const PRELUDE: usize = 12;
+const TRAILER: usize = 4;
 
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct Choice<S> {
-    index: u32,
-    delta: Delta<S>,
-    finish_reason: Option<S>,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct Delta<S> {
-    role: Option<S>,
-    content: Option<S>,
-    refusal: Option<S>,
-    tool_calls: Option<Vec<ToolCall<S>>>,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct ToolCall<S> {
-    index: u32,
-    id: Option<S>,
-    r#type: Option<S>,
-    function: Option<Function<S>>,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct Function<S> {
-    name: Option<S>,
-    arguments: Option<S>,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code, clippy::struct_field_names)] // the wire's names
-struct Usage {
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    total_tokens: u64,
-}
-
-/// A string that stays in the input where it has no escapes.
-#[derive(Deserialize)]
-#[serde(transparent)]
-#[allow(dead_code)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-fn parse<'a, S: Deserialize<'a>>(stream: &'a [u8]) -> usize {
+/// Server-sent events of one `data` line each, or JSON lines.
+fn lines<'a, T: Deserialize<'a>>(stream: &'a [u8]) -> usize {
     let mut chunks = 0;
-    let mut rest = stream;
-    while let Some(end) = memchr::memmem::find(rest, b"\n\n") {
-        let data = rest[..end].strip_prefix(b"data: ").expect("one data line an event");
-        rest = &rest[end + 2..];
-        if data != b"[DONE]" {
-            black_box(serde_json::from_slice::<Chunk<S>>(data).expect("a chunk"));
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', stream) {
+        let line = &stream[start..end];
+        start = end + 1;
+        let data = line.strip_prefix(b"data: ").unwrap_or(line);
+        if data.first() == Some(&b'{') {
+            black_box(serde_json::from_slice::<T>(data).expect("a chunk"));
             chunks += 1;
         }
+    }
+    chunks
+}
+
+/// AWS event stream messages, by the lengths that they state.
+fn messages<'a, T: Deserialize<'a>>(stream: &'a [u8]) -> usize {
+    let mut chunks = 0;
+    let mut rest = stream;
+    while !rest.is_empty() {
+        let length = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("four bytes")) as usize;
+        let (total, headers) = (length(0), length(4));
+        let payload = &rest[PRELUDE + headers..total - TRAILER];
+        rest = &rest[total..];
+        black_box(serde_json::from_slice::<T>(payload).expect("a chunk"));
+        chunks += 1;
     }
     chunks
 }
@@ -86,10 +49,19 @@ fn parse<'a, S: Deserialize<'a>>(stream: &'a [u8]) -> usize {
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let stream = std::fs::read(arguments.next().expect("FILE")).expect("a readable file");
-    let parse: fn(&[u8]) -> usize = match arguments.next().as_deref() {
-        Some("owned") => |stream| parse::<String>(stream),
-        Some("borrowed") => |stream| parse::<Text<'_>>(stream),
-        other => panic!("owned or borrowed, not {other:?}"),
+    let (format, strings) = (arguments.next().expect("FORMAT"), arguments.next().expect("owned or borrowed"));
+    let parse: fn(&[u8]) -> usize = match (format.as_str(), strings.as_str()) {
+        ("openai-chat", "owned") => |stream| lines::<Chat<String>>(stream),
+        ("openai-chat", "borrowed") => |stream| lines::<Chat<Text<'_>>>(stream),
+        ("anthropic", "owned") => |stream| lines::<Anthropic>(stream),
+        ("openai-responses", "owned") => |stream| lines::<Responses>(stream),
+        ("gemini", "owned") => |stream| lines::<Gemini>(stream),
+        ("ollama", "owned") => |stream| lines::<Ollama>(stream),
+        ("cohere", "owned") => |stream| lines::<Cohere>(stream),
+        ("bedrock", "owned") => |stream| messages::<Converse>(stream),
+        ("lmstudio", "owned") => |stream| lines::<LmStudio>(stream),
+        ("codex", "owned") => |stream| lines::<Codex>(stream),
+        other => panic!("no structs for {other:?}"),
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{{\"chunks\": {}}}", parse(&stream)).expect("standard output");

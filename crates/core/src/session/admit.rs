@@ -244,7 +244,7 @@ impl Inner {
     /// The call of that id in the round that is being written: ids may come again in the next one.
     fn same_round_call(&self, turn: u32, id: &str) -> Option<usize> {
         let round = if turn == self.state.turn { self.state.round } else { 0 };
-        self.state.calls.iter().rposition(|call| call.turn == turn && call.round == round && *call.id == *id)
+        self.state.call_of_round(turn, round, id)
     }
 
     fn open_call(&mut self, turn: u32, id: &mut Id) -> usize {

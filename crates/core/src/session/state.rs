@@ -4,6 +4,8 @@
 //! Invariants: 1. applying a log from its start gives the same state everywhere; 2. a state and the events after it
 //! give the same state as all events.
 
+use std::collections::HashMap;
+
 use crate::event::json::{write_f64, write_str, write_u64};
 use crate::event::{CallRef, Class, Event, Field, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
 
@@ -139,6 +141,10 @@ pub struct State {
     pub round_open: bool,
     /// The conversation.
     pub messages: Vec<MessageState>,
+    /// Where each message stands: a turn of thousands would be quadratic without it.
+    message_index: HashMap<Id, usize>,
+    /// Where the calls of an id stand, oldest first: an id may come again in another round.
+    call_index: HashMap<Id, Vec<usize>>,
     /// All calls.
     pub calls: Vec<CallState>,
     /// The stages of the newest turn.
@@ -166,16 +172,30 @@ pub struct State {
 impl State {
     /// The message `id`, newest first: the one that is being written is the last.
     pub fn message(&self, id: &str) -> Option<usize> {
-        self.messages.iter().rposition(|message| same(&message.id, id))
+        match self.messages.last() {
+            Some(last) if same(&last.id, id) => Some(self.messages.len() - 1),
+            _ => self.message_index.get(id).copied(),
+        }
     }
 
     /// The call `id` of this turn and round, or, where the round has none, the newest one of the turn that has no result yet.
     pub fn call(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
-        let same = |call: &CallState| call.turn == turn && same(&call.id, id);
-        self.calls
-            .iter()
-            .rposition(|call| same(call) && call.round == round)
-            .or_else(|| self.calls.iter().rposition(|call| same(call) && call.status.is_none()))
+        let known = self.call_index.get(id)?;
+        let newest = |fits: &dyn Fn(&CallState) -> bool| {
+            known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && fits(&self.calls[at]))
+        };
+        newest(&|call| call.round == round).or_else(|| newest(&|call| call.status.is_none()))
+    }
+
+    /// The call `id` of exactly this turn and round.
+    pub fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+        let known = self.call_index.get(id)?;
+        known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && self.calls[at].round == round)
+    }
+
+    fn add_message(&mut self, message: MessageState) {
+        self.message_index.insert(message.id.clone(), self.messages.len());
+        self.messages.push(message);
     }
 
     /// Folds one event in.
@@ -224,7 +244,7 @@ impl State {
                     message.role = "user".into();
                     message.done = true;
                     message.input.clone_from(&start.input);
-                    self.messages.push(message);
+                    self.add_message(message);
                 }
             }
             Payload::RoundStart(_) => {
@@ -354,7 +374,7 @@ impl State {
 
     fn open_message(&mut self, turn: u32, id: &Id) -> &mut MessageState {
         let index = self.message(id).unwrap_or_else(|| {
-            self.messages.push(Self::new_message(turn, id.clone()));
+            self.add_message(Self::new_message(turn, id.clone()));
             self.messages.len() - 1
         });
         &mut self.messages[index]
@@ -362,6 +382,7 @@ impl State {
 
     fn open_call(&mut self, turn: u32, round: u32, id: &Id) -> &mut CallState {
         let index = self.call(turn, round, id).unwrap_or_else(|| {
+            self.call_index.entry(id.clone()).or_default().push(self.calls.len());
             self.calls.push(CallState {
                 turn,
                 round,
