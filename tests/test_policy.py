@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from support import PATIENCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
 
 import turnstream as ts
+from turnstream._native import write_batch
 from turnstream.asgi import Policy, Scope, app
 
 Serve = Callable[..., str]
@@ -246,6 +248,43 @@ async def test_what_is_redacted_is_stored_nowhere(caplog: pytest.LogCaptureFixtu
         {"type": "provider_event"}
     ]
     assert session.statistics()["redaction_failures"] == 1
+
+
+def test_what_another_process_sends_and_what_a_file_keeps_is_redacted_too(tmp_path: Path) -> None:
+    there = ts.Hub().session("there")
+    with there.turn() as elsewhere:
+        elsewhere.emit("custom", name="n", data="secret")
+        blob, _ = write_batch(list(there.read(follow="none"))[1:], "p", 1)
+    url = f"sqlite:///{tmp_path}/runs.db"
+    hub = ts.Hub(url, redact=without_secrets)
+    session = hub.session("s")
+    turn = session.turn("my secret")
+    _, counts = session.emit_batch(blob)
+    assert counts["accepted"] == 1
+    turn.complete("the secret result")
+    assert hub.flush()
+    held = hub.statistics()
+    assert (held["sessions"], held["events"]) == (1, session.head)
+    again = ts.Hub(url).session("s")
+    stored = " ".join(event.json() for event in again.read(follow="none"))
+    assert '"custom"' in stored
+    assert "secret" not in stored
+    assert not any(b"secret" in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+    hub.delete("s")
+    assert hub.statistics()["events"] == 0
+
+
+def test_a_full_hub_over_a_file_forgets_what_is_stored_and_finds_it_again(tmp_path: Path) -> None:
+    hub = ts.Hub(f"sqlite:///{tmp_path}/runs.db", ts.Limits(max_sessions=2))
+    for name in ("a", "b", "c"):
+        hub.session(name).turn(name).complete()
+        assert hub.flush()
+    assert hub.statistics()["sessions"] == 2
+    assert hub.find("a").status()["turn"] == 1
+    running = [hub.session(name).turn() for name in ("a", "c")]
+    with pytest.raises(ts.HubFull):
+        hub.session("d")
+    assert all(not turn.ended for turn in running)
 
 
 def test_a_hook_may_look_at_the_session_and_gets_no_header() -> None:
