@@ -51,6 +51,7 @@ pub fn store(error: &StoreError) -> PyErr {
         StoreError::Unusable(_) => "UnknownStore",
         StoreError::Fenced | StoreError::Held { .. } => "NotWriter",
         StoreError::Unknown => "UnknownSession",
+        StoreError::Forked => "ForkedProcess",
         StoreError::Sealed => "SessionClosed",
         StoreError::Io(_) | StoreError::NotNext { .. } => "StoreError",
     };

@@ -33,7 +33,7 @@ RETRY_MS = 2000
 PRINCIPAL: ContextVar[Any] = ContextVar("turnstream_principal", default=None)
 """Who asks, while a request is answered."""
 
-log = logging.getLogger("turnstream")
+log: logging.Logger = logging.getLogger("turnstream")
 
 
 class Closable(Protocol):
@@ -49,13 +49,13 @@ class Open:
     __slots__ = ("drains", "ends", "principal", "reader", "sending", "session", "task")
 
     def __init__(self, reader: Closable, scope: Scope | None, drains: bool) -> None:
-        self.reader = reader
-        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.reader: Closable = reader
+        self.task: asyncio.Task[Any] = cast("asyncio.Task[Any]", asyncio.current_task())
         self.session: Session | None = getattr(reader, "session", None)
-        self.principal = _key(PRINCIPAL.get())
-        self.drains = drains
+        self.principal: Hashable | None = _key(PRINCIPAL.get())
+        self.drains: bool = drains
         self.ends: Ends | None = None if scope is None else ends_of(scope)
-        self.sending = 0.0
+        self.sending: float = 0.0
         """The loop's time when the send began that has not ended; 0 between two."""
 
 

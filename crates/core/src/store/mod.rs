@@ -99,6 +99,9 @@ pub enum StoreError {
     /// Not a store this version can use.
     #[error("store: {0}")]
     Unusable(String),
+    /// This process was forked from one that had the store's engine open.
+    #[error("store: this process was forked from one that used a store; start it by spawn, or open the hub after the fork alone")]
+    Forked,
 }
 
 impl StoreError {
@@ -113,6 +116,7 @@ impl StoreError {
             Self::Unknown => "unknown_session",
             Self::Held { .. } => "held",
             Self::Fenced => "fenced",
+            Self::Forked => "forked_process",
             Self::NotNext { .. } => "not_next",
             Self::Sealed => "sealed",
             Self::Full(_) => "store_full",

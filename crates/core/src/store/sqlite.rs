@@ -13,6 +13,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU32};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -130,7 +131,16 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
 
 impl SqliteStore {
     /// Opens the file, made with mode 0600 if it is new; a folder that is made for it has 0700.
+    ///
+    /// [`StoreError::Forked`] in the child of a process that had one open: SQLite keeps its locks on files in memory, and the
+    /// child would take its parent's for its own. Rule: <https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_>.
     pub fn open(path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
+        static OPENED_BY: AtomicU32 = AtomicU32::new(0);
+        let process = std::process::id();
+        match OPENED_BY.compare_exchange(0, process, atomic::Ordering::Relaxed, atomic::Ordering::Relaxed) {
+            Err(first) if first != process => return Err(StoreError::Forked),
+            _ => {}
+        }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(&error))?;
         }
