@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import logging
 import os
 import signal
@@ -570,6 +571,80 @@ def test_a_restarted_driver_goes_on_with_the_agent_that_outlived_the_first() -> 
     second = drive("second")
     assert second.stdout == "second driver, the old one refused\n", second.stderr
     ray.kill(ray.get_actor("keeper", namespace="turnstream-test"))
+
+
+NODE = """
+import asyncio, json, os, sys, time
+import ray
+from ray.cluster_utils import Cluster
+import turnstream as ts
+from turnstream.ray import stream
+
+ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+# Before there is another: a driver joins any node of its address.
+ray.init(ray_cluster.address, log_to_driver=False, logging_level="error")
+node = ray_cluster.add_node(num_cpus=1, resources={"there": 1})
+assert ray.get_runtime_context().get_node_id() != node.node_id
+assert {one["NodeManagerAddress"] for one in ray.nodes()} == {"127.0.0.1"}
+# The nodes of one machine see each other's processes; those of two do not.
+sys.modules["turnstream.remote.pump"].lives = lambda origin: None
+
+class Agent:
+    def where(self):
+        return ray.get_runtime_context().get_node_id()
+    def say(self, emit):
+        emit("text_delta", {"text": "partial"})
+        time.sleep(600)
+    def generate(self):
+        yield from stream(self.say)
+
+async def one(session, source, producer=None):
+    pumping = asyncio.ensure_future(session.pump(source, producer=producer))
+    events = []
+    async for event in session.read():
+        events.append(event)
+        if event.type == "text_delta":
+            spoken.release()
+    pumped, after = await pumping, time.monotonic() - removed
+    ends = [event for event in events if event.type == "completion"]
+    return [after, pumped.status, events[-1].type, *[[end.status, end.reason, end.text] for end in ends]]
+
+async def main():
+    global spoken, removed
+    spoken, removed, turns = asyncio.Semaphore(0), 0.0, [ts.Hub().session(f"s{i}").turn("q") for i in range(3)]
+    agents = [ray.remote(Agent).options(num_cpus=0, resources={"there": 0.1}).remote() for _ in turns]
+    assert {await agent.where.remote() for agent in agents} == {node.node_id}
+    silent, told, generated = [turn.session for turn in turns]
+    first, second = silent.remote_emitter(), told.remote_emitter()
+    agents[0].say.remote(first)
+    runs = [
+        one(silent, first),
+        one(told, second, agents[1].say.remote(second)),
+        one(generated, agents[2].generate.options(num_returns="streaming").remote()),
+    ]
+    running = asyncio.gather(*runs)
+    for _ in runs:
+        await spoken.acquire()
+    removed = time.monotonic()
+    await asyncio.to_thread(ray_cluster.remove_node, node, allow_graceful=False)
+    print(json.dumps(await running), flush=True)
+
+asyncio.run(main())
+ray.shutdown()
+ray_cluster.shutdown()
+"""
+
+
+@pytest.mark.processes
+def test_edge_70_a_node_that_is_gone_fails_the_turn_within_the_bound(
+    subprocess_python: Callable[..., list[str]],
+) -> None:
+    """Known by silence, by the task's end, and by the generator's."""
+    (out,) = subprocess_python(NODE, timeout_s=50)
+    (line,) = [line for line in out.splitlines() if line.startswith("[[")]  # Ray writes there too
+    for after, *said in json.loads(line):
+        assert said == ["failed", "completion", ["failed", "producer_lost", "partial"]]
+        assert after < 5 + 3  # `lost_after_s`, and a busy machine
 
 
 # --- the agent for a router -------------------------------------------------------------------------------------------
