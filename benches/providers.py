@@ -1,15 +1,15 @@
 """The other providers' streams, from their bytes to the log and out as SSE bytes: against the SDK, over a bare parse.
 
 Each group is `normalize`'s work on another wire format. The SDKs read the same bytes through a mock transport of their
-own HTTP client, botocore through the entry of its event streams. LM Studio's API and `codex exec` have none.
+own HTTP client, botocore through the entry of its event streams. LM Studio's API and codex have none.
 1. The fold of each stream is checked against the text that it was made of; an SDK that gives fewer chunks is no side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -112,12 +112,16 @@ def group(
     provider: str,
     make: Callable[[int], list[bytes]],
     client: tuple[str, Callable[[list[bytes]], Read]] | None,
+    *,
+    deltas: bool,
     scale: Scale,
 ) -> Iterator[Group]:
     chunks = scale.items(CHUNKS)
     events = make(chunks)
     check(provider, events, chunks)
-    lines = [floor(f"{title} → log → SSE, over a bare typed parse")]
+    line = floor(f"{title} → log → SSE, over a bare typed parse")
+    # A message that comes whole is opened, said and closed: three events, which is no chunk's work.
+    lines = [line if deltas else replace(line, target=None)]
     with ExitStack() as stack:
         sides: list[Any] = [ours(provider, events, chunks), serde("owned", events, chunks, stack, provider)]
         if client:
@@ -134,8 +138,15 @@ def group(
         )
 
 
-def setup(*what: Any) -> Callable[[Scale], AbstractContextManager[Group]]:
-    return partial(group, *what)
+def setup(
+    title: str,
+    provider: str,
+    make: Callable[[int], list[bytes]],
+    client: tuple[str, Callable[[list[bytes]], Read]] | None,
+    *,
+    deltas: bool = True,
+) -> Setup:
+    return lambda scale: group(title, provider, make, client, deltas=deltas, scale=scale)
 
 
 GROUPS: dict[str, Setup] = {
@@ -145,5 +156,6 @@ GROUPS: dict[str, Setup] = {
     "provider-cohere": setup("Cohere", "cohere", streams.cohere, ("cohere", cohere_sdk)),
     "provider-bedrock": setup("Bedrock Converse", "bedrock", streams.bedrock, ("botocore", bedrock_sdk)),
     "provider-lmstudio": setup("LM Studio", "lmstudio", streams.lmstudio, None),
-    "provider-codex": setup("codex exec", "codex", streams.codex, None),
+    "provider-codex": setup("codex app server", "codex", streams.codex, None),
+    "provider-codex-exec": setup("codex exec, a message a chunk", "codex", streams.codex_exec, None, deltas=False),
 }

@@ -332,6 +332,28 @@ def lmstudio(count: int) -> list[bytes]:
 
 
 def codex(count: int) -> list[bytes]:
+    """A turn of codex's app server: notifications of JSON-RPC, a line each, `count` deltas of one message."""
+    thread, turn, item = "01a1fb0e-5ff0-79e3-8d72-6794899e6ff8", "01a1fb0e-6020-7b21-9c07-0d7e35a7a6c1", "msg_0076"
+
+    def notice(method: str, **params: object) -> bytes:
+        return _line({"method": method, "params": {"threadId": thread, **params}})
+
+    def message(text: str) -> dict[str, object]:
+        return {"type": "agentMessage", "id": item, "text": text, "phase": None}
+
+    def state(status: str) -> dict[str, object]:
+        return {"id": turn, "items": [], "status": status, "error": None}
+
+    return [
+        notice("turn/started", turn=state("inProgress")),
+        notice("item/started", turnId=turn, item=message("")),
+        *(notice("item/agentMessage/delta", turnId=turn, itemId=item, delta=token) for token in tokens(count)),
+        notice("item/completed", turnId=turn, item=message("".join(tokens(count)))),
+        notice("turn/completed", turn=state("completed")),
+    ]
+
+
+def codex_exec(count: int) -> list[bytes]:
     """A turn of `codex exec --json`, a line an item: it streams no pieces, so `count` messages come whole."""
     return [
         _line({"type": "thread.started", "thread_id": "0199f2b4-6c1e-7a83-b5d0-4e9a17c3f862"}),

@@ -281,13 +281,25 @@ pub struct LmStudio {
     result: Option<IgnoredAny>,
 }
 
-/// A line of `codex exec --json`.
+/// A notification of codex's app server, or a line of `codex exec --json`.
 #[derive(Deserialize)]
 pub struct Codex {
-    r#type: String,
+    method: Option<String>,
+    params: Option<CodexParams>,
+    r#type: Option<String>,
     thread_id: Option<String>,
     item: Option<CodexItem>,
     usage: Option<Counts>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CodexParams {
+    thread_id: String,
+    turn_id: Option<String>,
+    item_id: Option<String>,
+    delta: Option<String>,
+    item: Option<CodexItem>,
 }
 
 #[derive(Deserialize)]
