@@ -105,11 +105,15 @@ impl Inner {
     }
 
     /// Puts what was logged after `before` before the store's writer.
+    #[inline]
     pub(super) fn hand_over(&mut self, before: u64) {
-        let Some(stored) = &mut self.stored else { return };
-        if self.log.head == before || stored.fence.is_none() {
-            return;
+        if self.stored.is_some() && self.log.head != before {
+            self.hand_over_stored(before);
         }
+    }
+
+    fn hand_over_stored(&mut self, before: u64) {
+        let Some(stored) = self.stored.as_mut().filter(|stored| stored.fence.is_some()) else { return };
         let start = self.log.after(before);
         let waiting = stored.pending.len();
         stored.pending.extend(self.log.entries.range(start..).cloned());
@@ -340,8 +344,12 @@ impl Session {
     }
 
     /// Makes this process the writer, where it is not, and keeps it so until the hold is dropped. `turn`: the one that is meant.
+    #[inline]
     pub(super) fn hold(&self, turn: Option<u32>) -> Result<Hold<'_>, SessionError> {
-        let Some(link) = &self.link else { return Ok(Hold(None)) };
+        self.link.as_ref().map_or(Ok(Hold(None)), |link| self.hold_stored(link, turn))
+    }
+
+    fn hold_stored(&self, link: &Link, turn: Option<u32>) -> Result<Hold<'_>, SessionError> {
         link.keeper.make_room()?;
         if let Some(hold) = self.try_hold(turn)? {
             return Ok(hold);
