@@ -252,6 +252,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.timeout(300)  # 2 s; on a busy machine each collection waits its turn
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
 def test_it_is_a_list(loop_factory: LoopFactory, debug: bool) -> None:
     class Here(Model):
@@ -260,4 +261,9 @@ def test_it_is_a_list(loop_factory: LoopFactory, debug: bool) -> None:
             loop.set_debug(debug)
             return loop
 
-    run_state_machine_as_test(Here, settings=SETTINGS)
+    gc.collect()
+    gc.freeze()  # each step collects: what other tests left behind would make that slow
+    try:
+        run_state_machine_as_test(Here, settings=SETTINGS)
+    finally:
+        gc.unfreeze()
