@@ -12,41 +12,33 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::lax::{Word, text_of};
+use super::lax::{Count, Word, is_nothing, object, text_of};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, FinishReason, Json, Kind, Text};
 use crate::frame::Frame;
 
-/// The frame's outer shape, in one pass without a copy; enough for a delta, which nearly every frame is.
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(rename = "type", borrow, default)]
-    kind: Word<'a>,
-    #[serde(default)]
-    index: u64,
-    #[serde(borrow, default)]
-    delta: Option<Delta<'a>>,
+object! {
+    /// The frame's outer shape, in one pass without a copy; enough for a delta, which nearly every frame is.
+    Head<'a> {
+        kind: Word<'a> = "type",
+        index: Count = "index",
+        delta: Delta<'a> = "delta",
+    } skip { }
 }
 
-#[derive(Deserialize)]
-struct Delta<'a> {
-    #[serde(rename = "type", borrow, default)]
-    kind: Word<'a>,
-    #[serde(borrow, default)]
-    text: Word<'a>,
-    #[serde(borrow, default)]
-    thinking: Word<'a>,
-    #[serde(borrow, default)]
-    signature: Word<'a>,
-    #[serde(borrow, default)]
-    partial_json: Word<'a>,
-    #[serde(borrow, default)]
-    citation: Option<&'a RawValue>,
+object! {
+    Delta<'a> {
+        kind: Word<'a> = "type",
+        text: Word<'a> = "text",
+        thinking: Word<'a> = "thinking",
+        signature: Word<'a> = "signature",
+        partial_json: Word<'a> = "partial_json",
+        citation: Option<&'a RawValue> = "citation",
+    } skip { }
 }
 
 /// Whether a frame is of this format.
@@ -106,34 +98,34 @@ impl Provider for Anthropic {
             }
             Err(error) => return Err(error.into()),
         };
-        match (head.kind.as_str(), head.delta) {
-            ("content_block_delta", Some(delta)) => self.delta(head.index, &delta, frame, out),
-            ("content_block_start", _) => match Object::parse(frame.data)?.raw("content_block") {
-                Some(block) => self.block_start(head.index, block, true, out),
-                None => Err(Malformed("content_block_start without a content_block".into())),
+        let index = head.index.0.unwrap_or(0);
+        match head.kind.as_str() {
+            "content_block_delta" if head.delta.here => self.delta(index, &head, frame, out)?,
+            "content_block_start" => match Object::parse(frame.data)?.raw("content_block") {
+                Some(block) => self.block_start(index, block, true, out)?,
+                None => return Err(Malformed("content_block_start without a content_block".into())),
             },
-            ("content_block_stop", _) => {
-                self.block_stop(head.index, out);
-                Ok(())
-            }
-            ("message_delta", _) => self.message_delta(&Object::parse(frame.data)?, out),
-            ("message_start", _) => match Object::parse(frame.data)?.raw("message") {
-                Some(message) => self.message_start(&Object::from_raw(message)?, true, out),
-                None => Err(Malformed("message_start without a message".into())),
+            "content_block_stop" => self.block_stop(index, out),
+            "message_delta" => return self.message_delta(&Object::parse(frame.data)?, out),
+            "message_start" => match Object::parse(frame.data)?.raw("message") {
+                Some(message) => self.message_start(&Object::from_raw(message)?, true, out)?,
+                None => return Err(Malformed("message_start without a message".into())),
             },
-            ("message_stop", _) => {
+            "message_stop" => {
                 let passed = Object::parse(frame.data)?.pass_others(&["type"], out);
                 self.message_stop(out);
-                passed
+                return passed;
             }
-            ("ping", _) => Ok(()),
-            ("message", _) => {
+            "ping" => {}
+            "message" => {
                 let started = self.message_start(&Object::parse(frame.data)?, false, out);
                 self.message_stop(out);
-                started
+                return started;
             }
-            (kind, _) => other(kind, frame, out),
+            kind => return other(kind, frame, out),
         }
+        let mut beside = head.others.iter().filter(|(name, _)| !matches!(&**name, "message" | "content_block"));
+        beside.try_for_each(|(name, raw)| pass(name, raw, out))
     }
 
     fn finish(&mut self, out: &mut Assembler) {
@@ -266,28 +258,28 @@ impl Anthropic {
         }
     }
 
-    fn delta(&mut self, index: u64, delta: &Delta<'_>, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    fn delta(&mut self, index: u64, head: &Head<'_>, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let delta = &head.delta;
+        let echo = |piece, text: &Word<'_>, out: &mut Assembler| {
+            if let (Some(Cow::Borrowed(text)), true, true) = (&text.0, head.others.is_empty(), delta.others.is_empty()) {
+                out.echo(piece, text);
+            }
+        };
         match delta.kind.as_str() {
             "text_delta" => {
                 out.text(self.message, delta.text.as_str());
-                if let Some(Cow::Borrowed(text)) = delta.text.0 {
-                    out.echo(Piece::Text(self.message), text);
-                }
+                echo(Piece::Text(self.message), &delta.text, out);
             }
             "input_json_delta" => {
                 // The first piece is always empty; to look for its call would be in vain where the start was lost.
                 if !delta.partial_json.is_empty() {
                     out.arguments(index, delta.partial_json.as_str());
                 }
-                if let Some(Cow::Borrowed(text)) = delta.partial_json.0 {
-                    out.echo(Piece::Arguments(index), text);
-                }
+                echo(Piece::Arguments(index), &delta.partial_json, out);
             }
             "thinking_delta" => {
                 self.think(delta.thinking.as_str(), out);
-                if let Some(Cow::Borrowed(text)) = delta.thinking.0 {
-                    out.echo(Piece::Reasoning(self.message, Some(self.thought())), text);
-                }
+                echo(Piece::Reasoning(self.message, Some(self.thought())), &delta.thinking, out);
             }
             "signature_delta" => sign(index, delta.signature.as_str(), out),
             "citations_delta" => {
@@ -296,15 +288,16 @@ impl Anthropic {
                 }
             }
             kind => {
+                // All of it at once, its own members too.
                 let Some(raw) = Object::parse(frame.data)?.raw("delta") else { return Ok(()) };
-                match kind {
-                    "compaction_delta" => pass("compaction", raw, out)?,
-                    "" => unknown("content_block_delta", raw, out)?,
-                    kind => unknown(kind, raw, out)?,
-                }
+                return match kind {
+                    "compaction_delta" => pass("compaction", raw, out),
+                    "" => unknown("content_block_delta", raw, out),
+                    kind => unknown(kind, raw, out),
+                };
             }
         }
-        Ok(())
+        delta.others.iter().try_for_each(|(name, raw)| pass(name, raw, out))
     }
 
     fn block_stop(&mut self, index: u64, out: &mut Assembler) {
@@ -340,7 +333,7 @@ impl Anthropic {
     fn call_start(&mut self, index: u64, block: &Object<'_>, kind: Kind, out: &mut Assembler) -> Result<(), Malformed> {
         // An index in use means that the last block's stop was lost.
         self.block_stop(index, out);
-        let input = block.raw("input").filter(|raw| raw.get() != "{}" && raw.get() != "\"\"");
+        let input = block.raw("input").filter(|raw| !is_nothing(raw));
         out.call(index, self.message, &block.text("id"), &block.text("name"), kind);
         self.calls.insert(index, input.map(ToOwned::to_owned));
         block.pass_others_of(("call_id", &block.text("id")), &["type", "id", "name", "input"], out)

@@ -570,13 +570,26 @@ impl Assembler {
         }
         let Some(index) = self.at_piece(key) else { return };
         let message = &mut self.messages[index];
-        if message.reasoning_part != part && !message.reasoning.is_empty() && part.is_some() {
-            message.reasoning.push_str("\n\n");
-            self.out.push(ReasoningDelta { message_id: message.id.clone(), text: "\n\n".into(), part }.into());
+        if let Some(part) = part
+            && message.reasoning_part != Some(part)
+        {
+            self.reasoning_part(key, part);
         }
+        let message = &mut self.messages[index];
         message.reasoning_part = part;
         message.reasoning.push_str(piece);
         self.out.push(ReasoningDelta { message_id: message.id.clone(), text: piece.into(), part }.into());
+    }
+
+    /// Reasoning of this part follows: what tells it from the part before it goes out now.
+    pub fn reasoning_part(&mut self, key: u64, part: u64) {
+        let Some(index) = self.find(key).filter(|index| self.messages[*index].life == Life::Open) else { return };
+        let message = &mut self.messages[index];
+        if message.reasoning_part != Some(part) && !message.reasoning.is_empty() {
+            message.reasoning.push_str("\n\n");
+            self.out.push(ReasoningDelta { message_id: message.id.clone(), text: "\n\n".into(), part: Some(part) }.into());
+        }
+        message.reasoning_part = Some(part);
     }
 
     /// The reasoning of message `key` so far.

@@ -893,7 +893,10 @@ fn fail(error: &Fields<'_>, raw: &RawValue, out: &mut Assembler) {
     let info = error.raw("codexErrorInfo");
     let object = info.and_then(|raw| Object::from_raw(raw).ok());
     let code = match (&object, info) {
-        (Some(object), _) => object.first_key().unwrap_or("error").to_owned(),
+        (Some(object), _) => {
+            let named = object.members().find(|(_, raw)| raw.get().starts_with('{')).or(object.members().next());
+            named.map_or("error", |(key, _)| key).to_owned()
+        }
         (None, Some(word)) => text_of(word).into_owned(),
         (None, None) => "error".to_owned(),
     };

@@ -466,7 +466,8 @@ impl Gemini {
             let support = Object::from_raw(raw)?;
             let mut of = support.list("groundingChunkIndices");
             of.extend(support.list("grounding_chunk_indices"));
-            for at in of.into_iter().filter_map(|at| at.get().parse::<usize>().ok()).filter(|at| *at < chunks.len()) {
+            let indices = of.into_iter().filter_map(|at| serde_json::from_str::<Count>(at.get()).ok()?.0);
+            for at in indices.filter_map(|at| usize::try_from(at).ok()).filter(|at| *at < chunks.len()) {
                 used[at] = true;
                 self.cite(index, raw, &source(chunks[at])?, Some(&support.object("segment")), out)?;
             }
@@ -491,10 +492,13 @@ impl Gemini {
         let answer = &mut self.answers[index as usize];
         let text = |of: &Object<'_>, key: &str| Some(of.text(key)).filter(|text| !text.is_empty()).map(|text| Text::from(&*text));
         let url = text(source, "uri");
-        if !answer.cited.insert([raw.get(), url.as_deref().unwrap_or("")].concat().into()) {
+        let place = segment.unwrap_or(source);
+        let range = [("startIndex", "start_index"), ("endIndex", "end_index")]
+            .map(|(camel, snake)| place.count(camel).or_else(|| place.count(snake)).unwrap_or(0));
+        let whole = format!("{range:?} {} {} {}", url.as_deref().unwrap_or(""), source.text("title"), place.text("text"));
+        if !answer.cited.insert(whole.into()) {
             return Ok(());
         }
-        let place = segment.unwrap_or(source);
         // The API counts bytes.
         let offset = |camel: &str, snake: &str| {
             let said = place.count(camel).or_else(|| place.count(snake));
@@ -518,8 +522,11 @@ impl Gemini {
 /// The inside of a grounding chunk: `web`, `retrievedContext`, `maps`, …
 fn source(raw: &RawValue) -> Result<Object<'_>, Malformed> {
     let chunk = Object::from_raw(raw)?;
-    let inner = chunk.others(&[]).map(|(_, raw)| raw).find(|raw| raw.get().starts_with('{'));
-    inner.map_or(Ok(chunk), Object::from_raw)
+    let inner = |keys: &[&str]| {
+        let says = |source: &Object<'_>| keys.iter().any(|key| source.raw(key).is_some());
+        chunk.others(&[]).filter_map(|(_, raw)| Object::from_raw(raw).ok()).find(says)
+    };
+    Ok(inner(&["uri", "title"]).or_else(|| inner(&["text"])).unwrap_or(chunk))
 }
 
 fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {

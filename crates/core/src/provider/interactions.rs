@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use super::lax::{Count, Word, object, text_of};
+use super::lax::{Count, Word, is_nothing, object, text_of};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
@@ -135,7 +135,7 @@ impl Interactions {
         self.steps.insert(index, ((*kind).into(), (*step.text("call_id")).into()));
         if let Some((name, of)) = tool(&kind, step) {
             out.call(index, MESSAGE, &step.text("id"), &name, of);
-            if let Some(arguments) = step.raw("arguments").filter(|raw| raw.get() != "{}") {
+            if let Some(arguments) = step.raw("arguments").filter(|raw| !is_nothing(raw)) {
                 out.arguments(index, &text_of(arguments));
             }
         }

@@ -101,8 +101,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
             fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
                 Ok(Word(Some(Cow::Owned(number.to_string()))))
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Word(None))
+            fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
+                Ok(Word(whole(number).map(|number| Cow::Owned(number.to_string()))))
             }
             absent!(unit bool seq map);
         }
@@ -134,10 +134,8 @@ impl<'de> Deserialize<'de> for Count {
             fn visit_i64<E>(self, number: i64) -> Result<Count, E> {
                 Ok(Count(u64::try_from(number).ok()))
             }
-            #[allow(clippy::cast_sign_loss, reason = "only values that a u64 holds exactly get there")]
             fn visit_f64<E>(self, number: f64) -> Result<Count, E> {
-                let whole = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number); // 2^53
-                Ok(Count(whole.then_some(number as u64)))
+                Ok(Count(whole(number)))
             }
             fn visit_str<E>(self, text: &str) -> Result<Count, E> {
                 Ok(Count(text.parse().ok()))
@@ -146,6 +144,13 @@ impl<'de> Deserialize<'de> for Count {
         }
         deserializer.deserialize_any(Reader)
     }
+}
+
+/// A whole number that some writers give a fraction of nought.
+#[allow(clippy::cast_sign_loss, reason = "only values that a u64 holds exactly get there")]
+fn whole(number: f64) -> Option<u64> {
+    let whole = number.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&number); // 2^53
+    whole.then_some(number as u64)
 }
 
 /// A truth value; anything else is false.
@@ -279,16 +284,26 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     }
 }
 
-/// Members that the reader of an object does not name, where they hold more than a number, a truth value or nothing.
+/// Members that the reader of an object does not name, where they hold anything.
 pub(super) type Others<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
 
 /// Reads the value of a key without a name of its own.
 pub(super) fn other<'de, A: MapAccess<'de>>(key: Key<'de>, map: &mut A, others: &mut Others<'de>) -> Result<(), A::Error> {
     let raw: &'de RawValue = map.next_value()?;
-    if matches!(raw.get().as_bytes()[0], b'{' | b'[' | b'"') && raw.get().len() > 2 {
+    if !is_nothing(raw) {
         others.push((key.0, raw));
     }
     Ok(())
+}
+
+/// Whether a value says nothing: null, or an empty text, list or object.
+pub(super) fn is_nothing(raw: &RawValue) -> bool {
+    let bytes = raw.get().as_bytes();
+    match bytes {
+        b"null" | b"\"\"" => true,
+        [b'[' | b'{', inside @ .., _] => inside.trim_ascii().is_empty(),
+        _ => false,
+    }
 }
 
 /// Skips a value.

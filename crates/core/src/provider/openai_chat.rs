@@ -15,18 +15,17 @@ use serde_json::value::RawValue;
 use super::assemble::{Assembler, UsageCounts};
 use super::fault;
 use super::lax::{Content, Count, List, Others, Word, object, text_of};
+use super::wire::{Latest, Object};
 use super::{Malformed, Piece, Provider};
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind};
 use crate::frame::Frame;
 
 /// Most answers to one request. The API's own limit is 128.
 const MAX_CHOICES: u64 = 1024;
-/// Most members without a name here whose newest value is kept for the round's end.
-const MAX_METADATA: usize = 64;
 
 // A text chunk is moved through several returns on its way up: what is rare has no field here, and comes in `others`.
 /// Members of chunks and choices that come in `others` and have their own reading.
-const READ_ELSEWHERE: [&str; 9] = [
+const READ_ELSEWHERE: [&str; 10] = [
     "x_groq",
     "citations",
     "search_results",
@@ -34,9 +33,13 @@ const READ_ELSEWHERE: [&str; 9] = [
     "text",
     "usage",
     "error",
+    "logprobs",
     "content_filter_results",
     "content_filter_result",
 ];
+
+/// Members of deltas that do likewise.
+const CONTENT_ELSEWHERE: [&str; 5] = ["reasoning_details", "function_call", "annotations", "images", "executed_tools"];
 
 object! {
     Chunk<'a> {
@@ -45,7 +48,7 @@ object! {
         choices: List<Choice<'a>> = "choices",
         usage: Option<&'a RawValue> = "usage",
         error: Option<&'a RawValue> = "error",
-    } skip { "object" "created" "system_fingerprint" "service_tier" "provider" "obfuscation" "p" "logprobs" }
+    } skip { "object" "created" "obfuscation" "p" }
 }
 
 object! {
@@ -53,7 +56,7 @@ object! {
         index: Count = "index",
         delta: Delta<'a> = "delta",
         finish_reason: Word<'a> = "finish_reason",
-    } skip { "logprobs" "native_finish_reason" "stop_reason" "seed" "token_ids" }
+    } skip { }
 }
 
 object! {
@@ -63,7 +66,8 @@ object! {
         reasoning: Word<'a> = "reasoning",
         reasoning_content: Word<'a> = "reasoning_content" | "reasoning_text" | "thinking",
         tool_calls: List<Call<'a>> = "tool_calls",
-    } skip { "role" "name" "channel" "index" "token_id" "token_ids" }
+    // A token's number beside its text says nothing new.
+    } skip { "role" "index" "token_id" }
 }
 
 object! {
@@ -97,7 +101,7 @@ object! {
     Groq<'a> {
         usage: Option<&'a RawValue> = "usage",
         error: Option<&'a RawValue> = "error",
-    } skip { "id" }
+    } skip { }
 }
 
 object! {
@@ -228,7 +232,7 @@ pub(super) struct OpenAiChat {
     urls: HashSet<Box<str>>,
     last_usage: Box<str>,
     /// The newest value of members without a name here.
-    metadata: Vec<(Box<str>, Json)>,
+    metadata: Latest,
     /// The last value of such members of a delta.
     last_other: HashMap<Box<str>, Box<str>>,
 }
@@ -261,7 +265,7 @@ impl Provider for OpenAiChat {
     }
 
     fn finish(&mut self, out: &mut Assembler) {
-        self.say_metadata(out);
+        self.metadata.say(out);
     }
 }
 
@@ -269,14 +273,16 @@ impl Provider for OpenAiChat {
 fn only_piece<'a>(chunk: &Chunk<'a>) -> Option<(Piece, &'a str)> {
     let [choice] = chunk.choices.items.as_slice() else { return None };
     let delta = &choice.delta;
+    // What is said of the stream is not said again by saying the same.
+    let of_the_stream = |others: &Others<'_>| others.iter().all(|(name, _)| !READ_ELSEWHERE.contains(&&**name));
     let alone = chunk.usage.is_none()
         && chunk.error.is_none()
-        && chunk.others.is_empty()
+        && of_the_stream(&chunk.others)
         && choice.finish_reason.is_empty()
-        && choice.others.is_empty()
+        && of_the_stream(&choice.others)
         && delta.here
         && delta.refusal.is_empty()
-        && delta.others.is_empty();
+        && delta.others.iter().all(|(name, _)| !CONTENT_ELSEWHERE.contains(&&**name));
     let key = choice.index.0.unwrap_or(0);
     match (&delta.content, &delta.reasoning.0, &delta.reasoning_content.0) {
         _ if !alone => None,
@@ -304,7 +310,7 @@ impl OpenAiChat {
             return Ok(());
         }
         if text == "[DONE]" {
-            self.say_metadata(out);
+            self.metadata.say(out);
             *self = Self { next_call: self.next_call, ..Self::default() };
             // Proxies in a row each say it.
             if !out.is_over() {
@@ -406,9 +412,11 @@ impl OpenAiChat {
             match &**name {
                 "usage" => self.usage(raw, out),
                 "error" => fault::report(raw, "error", out),
-                "content_filter_results" | "content_filter_result" if raw.get().contains("true") => {
+                "logprobs" if !only_nulls(raw) => out.provider_event("logprobs", Json::from_raw(raw).ok()),
+                "content_filter_results" | "content_filter_result" if stepped_in(raw) => {
                     out.provider_event("content_filter_results", Json::from_raw(raw).ok());
                 }
+                "content_filter_results" | "content_filter_result" => self.metadata.keep("content_filter_results", raw, out),
                 _ => {}
             }
         }
@@ -491,7 +499,7 @@ impl OpenAiChat {
         if let Some(arguments) = call.function.arguments {
             out.arguments(key, &text_of(arguments));
         }
-        for (name, raw) in call.others {
+        for (name, raw) in call.others.into_iter().chain(call.function.others) {
             self.delta_member(&format!("tool_call.{name}"), raw, out);
         }
     }
@@ -605,24 +613,10 @@ impl OpenAiChat {
     /// Such members elsewhere are about the stream: the newest value passes at the round's end.
     fn remember(&mut self, place: &str, others: &Others<'_>, out: &mut Assembler) {
         for (name, raw) in others {
-            if READ_ELSEWHERE.contains(&&**name) || raw.get().starts_with('"') || only_nulls(raw) {
+            if READ_ELSEWHERE.contains(&&**name) || only_nulls(raw) {
                 continue;
             }
-            let Ok(value) = Json::from_raw(raw) else { continue };
-            let name = format!("{place}{name}");
-            if let Some(known) = self.metadata.iter_mut().find(|(known, _)| **known == *name) {
-                known.1 = value;
-            } else if self.metadata.len() < MAX_METADATA {
-                self.metadata.push((name.into(), value));
-            } else {
-                out.provider_event(&name, Some(value));
-            }
-        }
-    }
-
-    fn say_metadata(&mut self, out: &mut Assembler) {
-        for (name, value) in self.metadata.drain(..) {
-            out.provider_event(&name, Some(value));
+            self.metadata.keep(&format!("{place}{name}"), raw, out);
         }
     }
 }
@@ -746,6 +740,14 @@ fn image(index: u64, raw: &RawValue, out: &mut Assembler) {
     }
     let message_id = out.message_id(index);
     out.file(File { media_type: media_type.as_ref().into(), name: None, url, file_id: None, data, message_id });
+}
+
+/// Whether a filter found something: of each kind that it looks for, it says so.
+fn stepped_in(raw: &RawValue) -> bool {
+    let results = Object::from_raw(raw).unwrap_or_default();
+    results
+        .others(&[])
+        .any(|(_, raw)| Object::from_raw(raw).is_ok_and(|result| ["filtered", "detected"].iter().any(|key| result.is_true(key))))
 }
 
 /// Whether an object or a list holds nothing but nulls.

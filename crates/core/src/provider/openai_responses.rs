@@ -8,32 +8,27 @@
 //! Format: <https://platform.openai.com/docs/api-reference/responses-streaming>
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::lax::{Count, Word, text_of};
+use super::lax::{Count, Word, object, text_of};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::json::write_str;
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
 
-/// What a delta needs, in one pass without a copy.
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(rename = "type", borrow, default)]
-    kind: Word<'a>,
-    #[serde(default)]
-    output_index: Count,
-    #[serde(default)]
-    summary_index: Count,
-    #[serde(default)]
-    content_index: Count,
-    #[serde(borrow, default)]
-    delta: Word<'a>,
+object! {
+    /// What a delta needs, in one pass without a copy.
+    Head<'a> {
+        kind: Word<'a> = "type",
+        output_index: Count = "output_index",
+        summary_index: Count = "summary_index",
+        content_index: Count = "content_index",
+        delta: Word<'a> = "delta",
+    } skip { "item_id" "sequence_number" "obfuscation" }
 }
 
 impl Head<'_> {
@@ -65,6 +60,8 @@ struct Item {
     /// The call whose output it is.
     answers: Option<Id>,
     done: bool,
+    /// The content part whose text comes, and where in the message's text it begins.
+    part: Option<(u64, usize)>,
     /// Some of its reasoning, its refusal, its citations have gone out already.
     thought: bool,
     refused: bool,
@@ -89,8 +86,9 @@ pub(super) struct OpenAiResponses {
     last: u64,
     /// The ids of the items that are done.
     done: HashSet<Box<str>>,
-    part: Option<Part>,
-    parts: u64,
+    /// The parts of reasoning that have been said, numbered; the one that is being said, and where it begins.
+    parts: HashMap<Part, u64>,
+    part: Option<(Part, usize)>,
     /// The call that an output without an id answers.
     last_call: Box<str>,
 }
@@ -111,42 +109,43 @@ impl Provider for OpenAiResponses {
         };
         let index = head.output_index.0.unwrap_or(self.last);
         self.last = index;
-        let kind = head.kind.as_str();
+        // A body without a type has its name before it, if anywhere.
+        let kind = if head.kind.is_empty() { frame.event } else { head.kind.as_str() };
         let kind = kind.strip_prefix("response.").unwrap_or(kind);
-        match kind {
+        let piece = match kind {
             "output_text.delta" => {
                 let message = self.open(index, out);
+                self.part_begins(index, head.content_index.0.unwrap_or(0), out);
                 out.text(message, head.delta.as_str());
-                if let Some(Cow::Borrowed(text)) = head.delta.0 {
-                    out.echo(Piece::Text(message), text);
-                }
-                Ok(())
+                Some(Piece::Text(message))
             }
             "reasoning_summary_text.delta" => {
                 self.think(head.part(index, true), head.delta.as_str(), out);
-                Ok(())
+                None
             }
             "reasoning_text.delta" => {
                 self.think(head.part(index, false), head.delta.as_str(), out);
-                Ok(())
+                None
             }
             "refusal.delta" => {
                 let message = self.open(index, out);
                 self.item(index).refused = true;
                 out.refusal(message, head.delta.as_str());
-                Ok(())
+                None
             }
             "function_call_arguments.delta" | "mcp_call_arguments.delta" | "custom_tool_call_input.delta" => {
                 if !head.delta.is_empty() {
                     out.arguments(index, head.delta.as_str());
                 }
-                if let Some(Cow::Borrowed(text)) = head.delta.0 {
-                    out.echo(Piece::Arguments(index), text);
-                }
-                Ok(())
+                Some(Piece::Arguments(index))
             }
-            _ => self.seldom(kind, index, &head, frame, out),
+            _ => return self.seldom(kind, index, &head, frame, out),
+        };
+        if let (Some(piece), Some(Cow::Borrowed(text)), true) = (piece, &head.delta.0, head.others.is_empty()) {
+            out.echo(piece, text);
         }
+        // Probabilities, for one.
+        head.others.iter().try_for_each(|(name, raw)| pass(name, raw, out))
     }
 
     fn noise(&self) -> &'static [&'static str] {
@@ -173,20 +172,32 @@ impl OpenAiResponses {
                 self.start(&event.object("response"), out);
                 Ok(())
             }
-            "completed" | "incomplete" | "failed" | "cancelled" => {
+            "completed" | "incomplete" | "failed" | "cancelled" | "done" => {
                 // Members beside the response: what a gateway counts, for one.
                 let passed = event.pass_others(&["type", "response", "sequence_number"], out);
-                self.end(kind, &event.object("response"), out).and(passed)
+                let response = event.object("response");
+                let status = if kind == "done" { response.text("status") } else { kind.into() };
+                self.end(&status, &response, out).and(passed)
             }
-            "output_item.added" => self.item_added(index, &event.object("item"), out),
+            "output_item.added" => {
+                let item = event.object("item");
+                // Some servers number all their items alike: one after another that is done is another.
+                if self.items.get(&index).is_some_and(|known| known.done) && !self.done.contains(&*item.text("id")) {
+                    self.items.remove(&index);
+                }
+                self.item_added(index, &item, out)
+            }
             "output_item.done" => match event.raw("item") {
                 Some(item) => self.item_done(index, item, out),
                 None => Err(Malformed("output_item.done without an item".into())),
             },
             "output_text.done" => {
                 let message = self.open(index, out);
-                if out.text_so_far(message).is_empty() {
-                    out.text_whole(message, &event.text("text"));
+                let start = self.part_begins(index, head.content_index.0.unwrap_or(0), out);
+                // Where it contradicts the pieces, the item's end will say so too.
+                if let Some(missing) = event.text("text").strip_prefix(out.text_so_far(message).get(start..).unwrap_or_default())
+                {
+                    out.text(message, missing);
                 }
                 Ok(())
             }
@@ -255,12 +266,12 @@ impl OpenAiResponses {
             | "reasoning_summary_part.done"
             | "shell_call_output_content.done"
             | "keepalive" => Ok(()),
-            "" if &*event.text("object") == "response" => {
+            _ if head.kind.is_empty() && &*event.text("object") == "response" => {
                 self.start(&event, out);
                 let status = event.text("status");
                 self.end(if status.is_empty() { "completed" } else { &status }, &event, out)
             }
-            _ if kind == "error" || frame.event == "error" || (kind.is_empty() && event.raw("error").is_some()) => {
+            _ if kind == "error" || frame.event == "error" || (head.kind.is_empty() && event.raw("error").is_some()) => {
                 fault::report(raw, "error", out);
                 Ok(())
             }
@@ -302,15 +313,13 @@ impl OpenAiResponses {
             for key in self.first..=self.message {
                 out.finish_reason(key, finish_reason(status, &details.text("reason")), status);
             }
-            if let Some(raw) = response.raw("incomplete_details") {
-                pass("incomplete_details", raw, out)?;
-            }
         }
+        let passed = response.pass_others(&[RESPONSE, REQUEST].concat(), out);
         out.mark_ended();
         out.round_end();
         self.message += 1;
         *self = Self { first: self.message, message: self.message, ..Self::default() };
-        Ok(())
+        passed
     }
 
     /// The item at `index`, put into the current message if it is new.
@@ -401,8 +410,11 @@ impl OpenAiResponses {
         let content = item.list("content");
         let (mut text, mut refusal) = (String::new(), String::new());
         let mut annotations = Vec::new();
-        for part in &content {
-            let part = Object::from_raw(part)?;
+        for raw in &content {
+            let part = Object::from_raw(raw)?;
+            if part.raw("text").is_none() && part.raw("refusal").is_none() {
+                pass("content_part", raw, out)?;
+            }
             text.push_str(&part.text("text"));
             refusal.push_str(&part.text("refusal"));
             annotations.extend(part.list("annotations"));
@@ -418,7 +430,7 @@ impl OpenAiResponses {
                 self.cite(index, annotation, out)?;
             }
         }
-        Ok(())
+        item.pass_others_of(("item_id", &item.text("id")), &["type", "id", "role", "status", "content", "phase"], out)
     }
 
     fn reasoning_done(&mut self, index: u64, item: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
@@ -429,14 +441,8 @@ impl OpenAiResponses {
                 }
             }
         }
-        // Whoever keeps the conversation itself must send it back.
-        match item.raw("encrypted_content") {
-            Some(_) => {
-                let known = ["type", "id", "summary", "content", "status"];
-                item.pass_others_of(("item_id", &item.text("id")), &known, out)
-            }
-            None => Ok(()),
-        }
+        // Whoever keeps the conversation itself must send back what is encrypted.
+        item.pass_others_of(("item_id", &item.text("id")), &["type", "id", "summary", "content", "status"], out)
     }
 
     fn image(&mut self, index: u64, item: &Object<'_>, out: &mut Assembler) {
@@ -468,17 +474,38 @@ impl OpenAiResponses {
         }
         let message = self.open(part.0, out);
         self.item(part.0).thought = true;
-        if self.part != Some(part) {
-            self.part = Some(part);
-            self.parts += 1;
+        let number = self.parts.len() as u64;
+        let number = *self.parts.entry(part).or_insert(number);
+        if self.part.is_none_or(|(current, _)| current != part) {
+            out.reasoning_part(message, number);
+            self.part = Some((part, out.reasoning_so_far(message).len()));
         }
-        out.reasoning(message, Some(self.parts - 1), piece);
+        out.reasoning(message, Some(number), piece);
     }
 
-    /// A part's whole text: news only where the part had no deltas.
+    /// A part's whole text: news only what its pieces left out.
     fn think_whole(&mut self, part: Part, whole: &str, out: &mut Assembler) {
-        if self.part != Some(part) {
-            self.think(part, whole, out);
+        match self.part {
+            Some((current, start)) if current == part => {
+                let so_far = out.reasoning_so_far(self.item(part.0).message).get(start..).unwrap_or_default();
+                let missing = whole.strip_prefix(so_far).unwrap_or_default();
+                self.think(part, missing, out);
+            }
+            _ if self.parts.contains_key(&part) => {}
+            _ => self.think(part, whole, out),
+        }
+    }
+
+    /// Where the text of a content part begins in its message's text.
+    fn part_begins(&mut self, index: u64, part: u64, out: &Assembler) -> usize {
+        let item = self.item(index);
+        match item.part {
+            Some((current, start)) if current == part => start,
+            _ => {
+                let start = out.text_so_far(item.message).len();
+                item.part = Some((part, start));
+                start
+            }
         }
     }
 
@@ -518,6 +545,44 @@ const KNOWN: &[&str] = &[
     "apply_patch_call_",
     "audio.",
     "rate_limits",
+];
+/// Members of a response that are read.
+const RESPONSE: &[&str] =
+    &["id", "object", "created_at", "completed_at", "status", "model", "output", "output_text", "error", "usage"];
+/// Members of a response that say the request again: no answer, and not for everybody who reads the answer.
+const REQUEST: &[&str] = &[
+    "background",
+    "conversation",
+    "frequency_penalty",
+    "include",
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "metadata",
+    "modalities",
+    "parallel_tool_calls",
+    "presence_penalty",
+    "previous_response_id",
+    "prompt",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning",
+    "safety_identifier",
+    "store",
+    "stream",
+    "stream_options",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+    "verbosity",
 ];
 /// Members of an item that say which call it is.
 const CALL: &[&str] = &["type", "id", "call_id", "name", "status"];
@@ -590,7 +655,7 @@ fn call_done(index: u64, item: &Object<'_>, out: &mut Assembler) -> Result<(), M
 /// A call's arguments as the item's end says them; empty where it says none.
 fn arguments<'a>(item: &Object<'a>) -> Cow<'a, str> {
     if let Some(raw) = ARGUMENTS.iter().find_map(|key| item.raw(key)) {
-        return text_of(raw);
+        return if &*item.text("type") == "shell_call" { commands(raw).into() } else { text_of(raw) };
     }
     let mut out = vec![b'{'];
     for key in MORE_ARGUMENTS {
@@ -610,6 +675,27 @@ fn arguments<'a>(item: &Object<'a>) -> Cow<'a, str> {
     }
     out.push(b'}');
     if out.len() == 2 { Cow::Borrowed("") } else { String::from_utf8(out).unwrap_or_default().into() }
+}
+
+/// The arguments of a shell call as its deltas begin them, however the provider spells them: first the commands.
+fn commands(raw: &RawValue) -> String {
+    let Ok(action) = Object::from_raw(raw) else { return text_of(raw).into_owned() };
+    let mut out = b"{\"commands\":[".to_vec();
+    for (at, command) in action.list("commands").into_iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write_str(&mut out, &text_of(command));
+    }
+    out.push(b']');
+    for (key, raw) in action.members().filter(|(key, _)| *key != "commands") {
+        out.push(b',');
+        write_str(&mut out, key);
+        out.push(b':');
+        out.extend_from_slice(raw.get().as_bytes());
+    }
+    out.push(b'}');
+    String::from_utf8(out).unwrap_or_default()
 }
 
 fn tool_result(call: &str, output: Option<&RawValue>, item: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {

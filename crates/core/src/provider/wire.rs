@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::lax::{Count, Key, List, Others, Word};
+use super::lax::{Count, Key, List, Others, Word, is_nothing};
 use super::{Assembler, Malformed};
 use crate::event::Json;
 use crate::event::json::write_str;
@@ -33,11 +33,6 @@ impl<'a> Object<'a> {
     /// The member `key`, unless it is absent or null. Of duplicates the last counts.
     pub(super) fn raw(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, raw)| *raw).filter(|raw| raw.get() != "null")
-    }
-
-    /// The name of the first member.
-    pub(super) fn first_key(&self) -> Option<&str> {
-        self.0.first().map(|(key, _)| &**key)
     }
 
     fn read<T: Deserialize<'a> + Default>(&self, key: &str) -> T {
@@ -105,6 +100,11 @@ impl<'a> Object<'a> {
         self.others(known).try_for_each(|(key, raw)| pass_of((id_key, id), key, raw, out))
     }
 
+    /// All members.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.0.iter().map(|(key, raw)| (&**key, *raw))
+    }
+
     /// The members that are not null and not among `known`.
     pub(super) fn others(&self, known: &[&str]) -> impl Iterator<Item = (&str, &'a RawValue)> {
         self.0.iter().filter(|(key, raw)| raw.get() != "null" && !known.contains(&&**key)).map(|(key, raw)| (&**key, *raw))
@@ -169,7 +169,7 @@ impl Latest {
 
     /// Keeps `raw`, unless it holds nothing.
     pub(super) fn keep(&mut self, name: &str, raw: &RawValue, out: &mut Assembler) {
-        if matches!(raw.get(), "null" | "{}" | "[]" | "\"\"") {
+        if is_nothing(raw) {
             return;
         }
         match self.0.iter().position(|(known, _)| **known == *name) {

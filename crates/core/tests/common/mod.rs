@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod recordings;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
