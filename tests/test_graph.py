@@ -260,4 +260,8 @@ def test_it_is_a_list(loop_factory: LoopFactory, debug: bool) -> None:
             loop.set_debug(debug)
             return loop
 
-    run_state_machine_as_test(Here, settings=SETTINGS)
+    gc.freeze()  # the machine collects often, and what was there before need not be looked at each time
+    try:
+        run_state_machine_as_test(Here, settings=SETTINGS)
+    finally:
+        gc.unfreeze()
