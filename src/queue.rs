@@ -68,6 +68,7 @@ impl Slot {
     }
 
     /// The object of a slot that is settled.
+    #[inline]
     fn settled(self, py: Python<'_>) -> Py<PyAny> {
         match self {
             Self::Item { object, .. } => object,
