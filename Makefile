@@ -18,7 +18,7 @@ CARGO_DENY := target/tools/bin/cargo-deny
 STEP       := .ci/step
 PIP        := $(BIN)/python -m pip install
 
-.PHONY: help demo build test lint bench soak soak-stores asan pins clean \
+.PHONY: help demo build test lint bench soak soak-stores asan loom-mutants pins clean \
         rust-format rust-lint rust-test rust-doctest rust-loom rust-deny python-format python-lint wheel stubtest types verify-types python-test
 
 help: ## this list
@@ -86,6 +86,9 @@ ASAN_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 asan: ## the core's tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
 	  cargo test --quiet --locked -p turnstream-core --lib --tests --target $(ASAN_TARGET)
+
+loom-mutants: ## does each model fail without the line that it guards?
+	@.ci/loom-mutants
 
 soak-stores: wheel ## a writer killed 300 times at random moments
 	TURNSTREAM_KILLS=300 $(BIN)/python -m pytest tests/test_stores.py -k killed

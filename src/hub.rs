@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
@@ -107,6 +107,24 @@ impl Limits {
     #[getter]
     fn hub_max_bytes(&self) -> usize {
         self.limits.hub_max_bytes
+    }
+
+    /// For pickle and copy.
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        let limits = &self.limits;
+        let keywords = PyDict::new(py);
+        keywords.set_item("max_age_s", self.max_age_s())?;
+        for (name, count) in [
+            ("max_events", limits.max_events),
+            ("max_bytes", limits.max_bytes),
+            ("max_message_bytes", limits.max_message_bytes),
+            ("max_sessions", limits.max_sessions),
+            ("hub_max_events", limits.hub_max_events),
+            ("hub_max_bytes", limits.hub_max_bytes),
+        ] {
+            keywords.set_item(name, count)?;
+        }
+        Ok((PyTuple::empty(py), keywords))
     }
 
     fn __repr__(&self) -> String {
@@ -237,6 +255,13 @@ impl Hub {
         check_fork(self.made)?;
         py.detach(|| self.core.close());
         Ok(())
+    }
+
+    fn __repr__(&self) -> String {
+        if self.made != generation() {
+            return format!("<Hub {:?} of the parent process>", self.store);
+        }
+        format!("<Hub {:?} sessions={}>", self.store, self.core.statistics().sessions)
     }
 }
 

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyType};
+use pyo3::types::{PyDict, PyList, PyTraceback, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::event as core_event;
 use turnstream_core::queue::{self as core, Offer, Overflow, Place, Pop};
@@ -68,6 +68,7 @@ impl Slot {
     }
 
     /// The object of a slot that is settled.
+    #[inline]
     fn settled(self, py: Python<'_>) -> Py<PyAny> {
         match self {
             Self::Item { object, .. } => object,
@@ -151,13 +152,20 @@ fn overflow_name(overflow: Overflow) -> &'static str {
     }
 }
 
+/// What the queue was closed with.
+struct Failure {
+    error: Py<PyBaseException>,
+    /// As it was then: raised as it is, the error would keep the frames of everybody who got it.
+    traceback: Option<Py<PyTraceback>>,
+}
+
 /// A bounded queue of any objects, between any mix of threads and event loops.
 #[pyclass(frozen, weakref, module = "turnstream")]
 pub struct EventQueue {
     core: core::Queue<Slot, Sleeper>,
     /// Whether every slot has its object from the start: no deltas are joined, no gaps left.
     plain: bool,
-    error: Mutex<Option<Py<PyBaseException>>>,
+    error: Mutex<Option<Failure>>,
     warned: Mutex<Option<Instant>>,
     warn_interval: Duration,
     /// Ready items of `aget` and `aput` since another task could run.
@@ -219,8 +227,14 @@ impl EventQueue {
 
     /// What a consumer learns at the end, apart from the end.
     fn failure(&self, py: Python<'_>) -> PyResult<()> {
-        let error = self.error.lock().as_ref().map(|error| error.clone_ref(py));
-        error.map_or(Ok(()), |error| Err(PyErr::from_value(error.into_bound(py).into_any())))
+        let failure = self.error.lock().as_ref().map(|failure| {
+            let traceback = failure.traceback.as_ref().map(|traceback| traceback.clone_ref(py));
+            (failure.error.clone_ref(py), traceback)
+        });
+        let Some((error, traceback)) = failure else { return Ok(()) };
+        let error = PyErr::from_value(error.into_bound(py).into_any());
+        error.set_traceback(py, traceback.map(|traceback| traceback.into_bound(py)));
+        Err(error)
     }
 }
 
@@ -392,7 +406,7 @@ impl EventQueue {
     fn aput(slf: &Bound<'_, Self>, item: Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let this = slf.get();
         check_fork(this.made)?;
-        let waiting = PutWait { place: Place::default(), waiter: Waiter::default(), slot: Some(this.slot(item)) };
+        let waiting = PutWait { place: Place::default(), waiter: Waiter::default(), slot: Some(this.slot(item)), begun: false };
         slots::make(slf.py(), QueuePut { queue: slf.clone().unbind(), waiting: Mutex::new(waiting) })
     }
 
@@ -441,9 +455,10 @@ impl EventQueue {
     fn close(&self, error: Option<Bound<'_, PyAny>>, discard: bool) -> PyResult<()> {
         check_fork(self.made)?;
         if let Some(error) = error {
-            let error = error.cast_into::<PyBaseException>()?.unbind();
+            let error = error.cast_into::<PyBaseException>()?;
+            let traceback = PyErr::from_value(error.clone().into_any()).traceback(error.py()).map(Bound::unbind);
             if !self.core.is_closed() {
-                *self.error.lock() = Some(error);
+                *self.error.lock() = Some(Failure { error: error.unbind(), traceback });
             }
         }
         self.core.close();
@@ -511,8 +526,9 @@ impl EventQueue {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Some(error) = self.error.try_lock() {
-            error.as_ref().map_or(Ok(()), |error| visit.call(error))?;
+        if let Some(failure) = self.error.try_lock().as_deref().and_then(Option::as_ref) {
+            visit.call(&failure.error)?;
+            failure.traceback.as_ref().map_or(Ok(()), |traceback| visit.call(traceback))?;
         }
         self.core.visit(
             |slot| slot.object().map_or(Ok(()), |object| visit.call(object)),
@@ -523,8 +539,8 @@ impl EventQueue {
     fn __clear__(&self) {
         let items = self.core.clear();
         drop(items);
-        let error = self.error.lock().take();
-        drop(error);
+        let failure = self.error.lock().take();
+        drop(failure);
     }
 }
 
@@ -694,6 +710,7 @@ struct PutWait {
     place: Place,
     waiter: Waiter,
     slot: Option<Slot>,
+    begun: bool,
 }
 
 /// One `aput`.
@@ -706,6 +723,7 @@ pub struct QueuePut {
 impl QueuePut {
     fn leave(&self) {
         if let Some(mut waiting) = self.waiting.try_lock() {
+            waiting.begun = true;
             self.queue.get().core.leave_put(&mut waiting.place);
         }
     }
@@ -713,7 +731,17 @@ impl QueuePut {
 
 impl Drop for QueuePut {
     fn drop(&mut self) {
-        self.leave();
+        let waiting = self.waiting.get_mut();
+        if waiting.begun || waiting.slot.is_none() {
+            return self.leave();
+        }
+        // As for a coroutine: an item that went nowhere is said.
+        Python::attach(|py| {
+            let text = c"EventQueue.aput was never awaited: its item is not in the queue";
+            if let Err(error) = PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), text, 1) {
+                error.write_unraisable(py, None);
+            }
+        });
     }
 }
 
@@ -722,7 +750,8 @@ impl Awaited for QueuePut {
         let queue = slf.get().queue.get();
         check_fork(queue.made)?;
         let mut waiting = slf.get().waiting.try_lock().ok_or_else(reentered)?;
-        let PutWait { place, waiter, slot } = &mut *waiting;
+        let PutWait { place, waiter, slot, begun } = &mut *waiting;
+        *begun = true;
         let mut source = Putting { queue, place, slot };
         sharing_budget(queue, waiter, |waiter| waiter.send(slf.py(), &mut source))
     }

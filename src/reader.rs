@@ -310,6 +310,15 @@ impl Reader {
         self.close();
     }
 
+    fn __repr__(&self) -> String {
+        // Another thread may be reading, or this may be the child of a fork.
+        let shown = self.shared.act(|both| {
+            let (reader, consumed) = (&both.source.reader, both.source.consumed);
+            Ok(format!("<Reader of {:?} after {consumed}, {}>", &**reader.session().id(), reader.status().as_str()))
+        });
+        shown.unwrap_or_else(|_| "<Reader>".to_owned())
+    }
+
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.shared.traverse(&visit)
     }

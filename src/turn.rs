@@ -40,6 +40,10 @@ pub struct Emitter {
 
 #[pymethods]
 impl Emitter {
+    fn __repr__(&self) -> String {
+        format!("<Emitter of {:?}>", &**self.session.id())
+    }
+
     #[pyo3(signature = (r#type, payload = None, *, turn = None, **fields))]
     fn __call__(
         &self,

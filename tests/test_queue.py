@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+import traceback
 import warnings
 import weakref
 from collections import Counter
@@ -133,6 +134,39 @@ async def test_an_error_comes_after_the_items_and_to_every_consumer() -> None:
         [item async for item in queue]
     with pytest.raises(TypeError):
         ts.EventQueue().close("text")  # type: ignore[arg-type]
+
+
+async def test_an_error_that_is_raised_again_and_again_does_not_grow() -> None:
+    def raised() -> ValueError:
+        try:
+            raise ValueError("the source broke")
+        except ValueError as error:
+            return error
+
+    def length(error: BaseException) -> int:
+        return len(traceback.extract_tb(error.__traceback__))
+
+    queue: ts.EventQueue[int] = ts.EventQueue()
+    queue.close(raised())
+    lengths = set()
+    for _ in range(20):
+        with pytest.raises(ValueError, match="broke") as caught:
+            await queue.aget()
+        lengths.add(length(caught.value))
+    assert lengths == {2}  # where it was raised, and here
+
+
+async def test_a_put_that_nobody_awaits_is_said() -> None:
+    queue: ts.EventQueue[int] = ts.EventQueue()
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        queue.aput(1)  # type: ignore[unused-coroutine]
+    assert queue.qsize() == 0
+    begun = asyncio.ensure_future(queue.aput(2))
+    begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await begun
+    assert await queue.aput(3)
+    assert balanced(queue)["put"] == 1
 
 
 async def test_a_put_after_the_close_is_refused() -> None:
@@ -555,6 +589,7 @@ def test_threads_and_loops_each_item_exactly_once_in_order_per_producer(
 # --- what a queue is to the interpreter -------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:EventQueue.aput was never awaited")
 async def test_a_queue_that_holds_itself_is_collected() -> None:
     class Item:
         queue: Any

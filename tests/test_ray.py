@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -77,6 +78,10 @@ class Worker:
         """Keeps its emitter."""
         self.emit = emit
         self.say(emit, words)
+
+    def told(self) -> None:
+        while not self.emit.cancelled:
+            time.sleep(0.01)
 
     def say_again(self, words: list[str]) -> str:
         try:
@@ -454,6 +459,29 @@ async def test_a_cancel_reaches_an_async_task(session: ts.Session) -> None:
 
 
 @one_loop
+async def test_an_emitter_that_nobody_can_pump_any_more_is_closed(agent: Any, session: ts.Session) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        emit = session.remote_emitter(maxsize=10)
+        ref = agent.many.remote(emit, 100_000)  # more than the box and the emitter hold: it waits for room
+        del emit
+        with pytest.raises(ts.TurnEnded, match="nobody reads"):
+            await ref
+
+
+@one_loop
+async def test_a_mailbox_that_was_given_away_is_not_forgotten(agent: Any, session: ts.Session) -> None:
+    box = Mailbox()
+    kept = pickle.loads(pickle.dumps(box))
+    transport = session.remote_emitter().transport
+    del box
+    for source in (kept, transport):
+        await agent.put_all.remote(source, [("text_delta", {"text": "Hi"}, None), None])
+        await session.pump(source, turn=turns[-1], complete=False)
+    turns[-1].complete()
+    assert result(session)["text"] == "HiHi"
+
+
+@one_loop
 async def test_a_restarted_agent_goes_on_and_the_old_ones_late_events_are_refused(session: ts.Session) -> None:
     old, new = Agent.remote(), Agent.remote()
     first = session.remote_emitter()
@@ -461,6 +489,7 @@ async def test_a_restarted_agent_goes_on_and_the_old_ones_late_events_are_refuse
     await session.pump(first, producer=ref)
     turns.append(session.turn("again"))
     second = session.remote_emitter()
+    await old.told.remote()
     assert (await old.say_again.remote(["late"])).startswith("refused")
     await session.pump(second, producer=new.say.remote(second, ["two"]))
     assert [message["text"] for message in session.messages() if message["role"] == "assistant"] == ["one", "two"]

@@ -2,9 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import copy
 import dataclasses
 import datetime
 import gc
+import pickle
 import threading
 import uuid
 from typing import Any
@@ -42,6 +44,24 @@ def test_a_hub_makes_finds_lists_and_deletes() -> None:
     assert not hub.delete("one")
     with pytest.raises(ts.SessionClosed):
         one.turn()
+
+
+def test_what_things_are_is_in_their_repr() -> None:
+    hub = ts.Hub()
+    session = hub.session("s-1")
+    assert repr(hub) == '<Hub "memory" sessions=1>'
+    assert repr(session.emitter()) == '<Emitter of "s-1">'
+    with session.turn() as turn:
+        assert repr(turn) == '<Turn 1 of "s-1">'
+        assert repr(session) == '<Session "s-1" running head=1>'
+    reader = session.read()
+    next(iter(reader))
+    assert repr(reader) == '<Reader of "s-1" after 1, live>'
+
+
+def test_limits_are_a_value() -> None:
+    limits = ts.Limits(max_events=3, max_age_s=0.5, hub_max_bytes=7)
+    assert pickle.loads(pickle.dumps(limits)) == copy.copy(limits) == limits != ts.Limits()
 
 
 def test_limits_and_stores_are_checked() -> None:

@@ -209,3 +209,7 @@ def __getattr__(name: str) -> _Any:
     if name == "Subscription":
         return _import_module("turnstream.subscription").Subscription
     raise AttributeError(f"module 'turnstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

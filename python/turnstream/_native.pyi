@@ -689,6 +689,7 @@ class Limits:
     @property
     def hub_max_bytes(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]: ...
 
 @final
 class Hub:
@@ -1053,7 +1054,8 @@ class EventQueue(Generic[_T]):
     def put_nowait(self, item: _T | None) -> bool:
         """As `put`, but raises QueueFull where that would wait."""
     def aput(self, item: _T | None) -> Coroutine[Any, Any, bool]:
-        """Awaits to what `put` returns. Cancelled, it has not put anything."""
+        """Awaits to what `put` returns. Cancelled, it has not put anything; never awaited, neither, with a
+        RuntimeWarning."""
     def get(self, timeout: float | None = None) -> _T | None:
         """Takes the oldest item; blocks while there is none. None at the end; QueueEmpty after `timeout` seconds."""
     def get_nowait(self) -> _T | None:

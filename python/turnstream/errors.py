@@ -5,7 +5,7 @@ A text says what was seen and where, never the payload's content.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "Conflict",
@@ -82,6 +82,10 @@ class SourceError(TurnstreamError):
         super().__init__(message)
         self.status = status
         self.retryable = retryable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is made anew from its arguments alone, which lack what stands behind a keyword.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class HTTPStatusError(SourceError):

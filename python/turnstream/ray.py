@@ -6,7 +6,8 @@ actor or a node looks like. Refuses to know what is sent. Needs `pip install tur
 1. A mailbox takes what there is room for; who sends more waits. One actor holds the mailboxes of a driver, on its node,
    and ends with it.
 2. What was taken is given once, in order; a call that fails is repeated by the emitter, and the session knows repeats.
-3. A closed box says so to everybody who still sends.
+3. A closed box says so to everybody who still sends. It closes with its pump, or when it is forgotten where it was made
+   and nobody else was given it to pump.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import asyncio
 import concurrent.futures
 import threading
 import uuid
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -131,12 +134,23 @@ class _Post:
 
 _post: tuple[str, Any] | None = None
 _post_lock = threading.Lock()
+_forgotten: SimpleQueue[tuple[Any, str]] = SimpleQueue()
+"""Boxes to close: the collector, which may not call Ray, puts; a thread takes."""
+
+
+def _close_forgotten() -> None:
+    while True:
+        post, name = _forgotten.get()
+        with suppress(Exception):  # Ray is shut down, and the box with it
+            post.close.remote(name, "nobody reads what is sent")
 
 
 def _own_post() -> Any:
     """This driver's actor: made at first use, and anew after `ray.shutdown()`."""
     global _post  # noqa: PLW0603, one per process is the point
     with _post_lock:
+        if _post is None:
+            threading.Thread(target=_close_forgotten, name="turnstream-mailboxes", daemon=True).start()
         if not ray.is_initialized():
             ray.init()
         context = ray.get_runtime_context()
@@ -151,13 +165,19 @@ def _own_post() -> Any:
 class Mailbox:
     """A bounded box between processes, picklable: `put` on any side, `session.pump(mailbox)` where the session is.
 
-    On full `put` waits. After the pump's end it raises SinkClosed.
+    On full `put` waits. After the pump's end it raises SinkClosed; also once the box is forgotten where it was made,
+    with no pump and no copy of it elsewhere that could be pumped.
     """
 
     def __init__(self, capacity: int = 1000, *, name: str | None = None, post: Any = None) -> None:
         self.name: str = name or uuid.uuid4().hex
         self.capacity = capacity
         self._post = _own_post() if post is None else post
+        self._keep: Callable[[], object] | None = None
+        if name is None:
+            finalizer = weakref.finalize(self, _forgotten.put, (self._post, self.name))
+            finalizer.atexit = False  # Ray goes then, and all boxes
+            self._keep = finalizer.detach
 
     def put(self, item: Any, weight: int = 1, *, timeout_s: float | None = None) -> bool:
         """Puts an item for the pump: a triple, None for the end, a batch. False: there was no room in time, and the
@@ -170,8 +190,18 @@ class Mailbox:
     def source(self, expected: Callable[[], int]) -> _MailboxSource:
         return _MailboxSource(self, expected)
 
+    def keep(self) -> None:
+        """From now on the box outlives this object."""
+        if self._keep is not None:
+            self._keep()
+
+    def address(self) -> tuple[int, str, Any]:
+        """What an object elsewhere needs to send to it."""
+        return self.capacity, self.name, self._post
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _mailbox, (self.capacity, self.name, self._post)
+        self.keep()
+        return _mailbox, self.address()
 
     def __repr__(self) -> str:
         return f"<Mailbox {self.name[:8]}>"
@@ -179,6 +209,10 @@ class Mailbox:
 
 def _mailbox(capacity: int, name: str, post: Any) -> Mailbox:
     return Mailbox(capacity, name=name, post=post)
+
+
+def _mailbox_sink(capacity: int, name: str, post: Any) -> _MailboxSink:
+    return _MailboxSink(_mailbox(capacity, name, post))
 
 
 class _Sending:
@@ -229,7 +263,7 @@ class _MailboxSink:
         self._box._post.watch.remote(self._box.name).future().add_done_callback(told)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _MailboxSink, (self._box,)
+        return _mailbox_sink, self._box.address()
 
 
 class _Polled:
@@ -274,6 +308,7 @@ class _MailboxSource(_Polled):
 
     async def close(self, reason: str) -> list[Any]:
         left: list[Any] = await self._box._post.close.remote(self._box.name, reason)
+        self._box.keep()  # closed: nothing is left to be said when it is forgotten
         return [*await self._answer(), *left]
 
 
@@ -286,6 +321,7 @@ class _QueueTransport:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._box = Mailbox()
+        self._box.keep()  # the queue may be pumped without us
 
     def sink(self) -> _QueueSink:
         return _QueueSink(self._queue, self._box)

@@ -55,7 +55,7 @@ fn read(reader: &mut Reader, last: &str) -> Vec<&'static str> {
     }
 }
 
-/// Guards: in `park`, looking under the lock that registers (`inner.log.head > seq ||`); in `change`, waking the waiters.
+/// Guards: in `park`, looking under the lock that registers (`inner.seen_head() > seq ||`); in `change`, waking the waiters.
 #[test]
 fn a_publish_meets_a_reader_that_parks() {
     loom::model(|| {
@@ -67,7 +67,7 @@ fn a_publish_meets_a_reader_that_parks() {
     });
 }
 
-/// Guards: in `close`, that the end is logged and the flag set in one change.
+/// Guards: in `close`, that the flag is set in the change that logs the end: before it, a reader would leave without the end.
 #[test]
 fn a_close_meets_a_reader_that_parks() {
     loom::model(|| {
