@@ -277,10 +277,11 @@ impl Inner {
     /// A call that waits for its result gets one when the work is stopped; a completed turn may leave its calls to the
     /// client.
     fn close_calls(&mut self, turn: u32, status: Status) {
-        for at in 0..self.state.calls.len() {
-            if self.state.calls[at].turn != turn {
-                continue;
-            }
+        let of_turn = self.state.calls.iter().filter(|call| call.turn == turn);
+        let open = of_turn.filter(|call| !call.done || call.status.is_none());
+        for (id, round) in open.map(|call| (call.id.clone(), call.round)).collect::<Vec<_>>() {
+            // Looked up one by one: a result may make the state drop what is finished.
+            let Some(at) = self.state.call_of_round(turn, round, &id) else { continue };
             self.close_call(turn, at);
             let call = &self.state.calls[at];
             if call.status.is_none() && status != Status::Completed && call.kind == Kind::Client {
