@@ -281,8 +281,7 @@ impl<'a> Past<'a> {
     fn attached(&self) -> Vec<Event> {
         let of_turn = self.messages.iter().filter(|message| message.turn == self.turn);
         let shown = of_turn.flat_map(|message| message.citations.iter().chain(&message.files));
-        let mut events: Vec<Event> =
-            shown.chain(&self.other_events).filter_map(|raw| Event::from_json(raw.get()).ok()).collect();
+        let mut events: Vec<Event> = shown.chain(&self.other_events).filter_map(|raw| Event::from_json(raw.get()).ok()).collect();
         events.sort_by_key(|event| event.seq);
         events
     }

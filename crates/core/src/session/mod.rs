@@ -22,6 +22,7 @@ mod stored;
 mod turn;
 mod waiters;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -207,7 +208,8 @@ pub(crate) struct Inner {
     limits: Limits,
     closed: bool,
     cancelling: Option<Box<dyn FnOnce() + Send>>,
-    clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
+    /// The newest requests that have an id of their own.
+    requests: VecDeque<turn::Request>,
     producers: Vec<produce::Producer>,
     notes: Vec<(Box<str>, Json)>,
     statistics: Statistics,
@@ -303,7 +305,7 @@ impl Session {
                 limits,
                 closed: false,
                 cancelling: None,
-                clients: Vec::new(),
+                requests: VecDeque::new(),
                 producers: Vec::new(),
                 notes: Vec::new(),
                 statistics: Statistics::default(),
