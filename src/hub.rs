@@ -35,7 +35,7 @@ impl Limits {
     #[new]
     #[pyo3(signature = (
         *, max_events = 100_000, max_bytes = 67_108_864, max_age_s = 3600.0, max_message_bytes = 16_777_216,
-        max_sessions = 100_000, hub_max_events = 10_000_000, hub_max_bytes = 1_073_741_824
+        max_state_bytes = 33_554_432, max_sessions = 100_000, hub_max_events = 10_000_000, hub_max_bytes = 1_073_741_824
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments")]
     fn new(
@@ -43,11 +43,12 @@ impl Limits {
         max_bytes: usize,
         max_age_s: f64,
         max_message_bytes: usize,
+        max_state_bytes: usize,
         max_sessions: usize,
         hub_max_events: usize,
         hub_max_bytes: usize,
     ) -> PyResult<Self> {
-        let counts = [max_events, max_bytes, max_message_bytes, max_sessions, hub_max_events, hub_max_bytes];
+        let counts = [max_events, max_bytes, max_message_bytes, max_state_bytes, max_sessions, hub_max_events, hub_max_bytes];
         if counts.contains(&0) || max_age_s.is_nan() || max_age_s <= 0.0 {
             return Err(PyValueError::new_err("limits: expected numbers above 0"));
         }
@@ -59,6 +60,7 @@ impl Limits {
             max_bytes,
             max_age_ms: milliseconds,
             max_message_bytes,
+            max_state_bytes,
             max_sessions,
             hub_max_events,
             hub_max_bytes,
@@ -89,6 +91,12 @@ impl Limits {
     #[getter]
     fn max_message_bytes(&self) -> usize {
         self.limits.max_message_bytes
+    }
+
+    /// Bytes of a session's folded state, about: its messages, calls, citations and files.
+    #[getter]
+    fn max_state_bytes(&self) -> usize {
+        self.limits.max_state_bytes
     }
 
     /// Sessions in a hub.
@@ -128,12 +136,13 @@ impl Limits {
     }
 
     fn __repr__(&self) -> String {
-        let core::Limits { max_events, max_bytes, max_message_bytes, max_sessions, hub_max_events, hub_max_bytes, .. } =
-            self.limits;
+        let limits = self.limits;
+        let core::Limits { max_events, max_bytes, max_message_bytes, max_state_bytes, .. } = limits;
+        let core::Limits { max_sessions, hub_max_events, hub_max_bytes, .. } = limits;
         let max_age_s = self.max_age_s();
         format!(
             "Limits(max_events={max_events}, max_bytes={max_bytes}, max_age_s={max_age_s}, max_message_bytes={max_message_bytes}, \
-             max_sessions={max_sessions}, hub_max_events={hub_max_events}, hub_max_bytes={hub_max_bytes})"
+             max_state_bytes={max_state_bytes}, max_sessions={max_sessions}, hub_max_events={hub_max_events}, hub_max_bytes={hub_max_bytes})"
         )
     }
 }
@@ -469,12 +478,16 @@ impl Session {
         convert::loads(py, json.as_str())
     }
 
-    /// `{"messages", "cursor"}`: what was said so far, and the cursor from which a reader sees exactly the rest.
+    /// `{"messages", "cursor"}`: what was said so far, and the cursor from which a reader sees exactly the rest; `dropped`, how
+    /// much of it has left the state, where something has.
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (head, messages) = self.core()?.messages_snapshot();
+        let (head, messages, dropped) = self.core()?.messages_snapshot();
         let dict = PyDict::new(py);
         dict.set_item("messages", convert::loads(py, messages.as_str())?)?;
         dict.set_item("cursor", format!("{}.{head}", self.session.epoch()))?;
+        if let Some(dropped) = dropped {
+            dict.set_item("dropped", convert::loads(py, dropped.as_str())?)?;
+        }
         Ok(dict)
     }
 

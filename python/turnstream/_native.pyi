@@ -659,7 +659,8 @@ class Limits:
 
     What no longer fits a session's log leaves it: deltas of finished messages first, then the oldest. What no longer
     fits the hub leaves in the same order, and then whole sessions, the longest still first; never one with a running
-    turn or an open reader. A message is cut at `max_message_bytes`, with a `warning`.
+    turn or an open reader. A message is cut at `max_message_bytes`, with a `warning`. `max_state_bytes` bounds what a
+    session folds: of finished messages, with their calls, citations and files, the oldest go first, and are counted.
     """
 
     def __new__(
@@ -669,6 +670,7 @@ class Limits:
         max_bytes: int = 67_108_864,
         max_age_s: float = 3600.0,
         max_message_bytes: int = 16_777_216,
+        max_state_bytes: int = 33_554_432,
         max_sessions: int = 100_000,
         hub_max_events: int = 10_000_000,
         hub_max_bytes: int = 1_073_741_824,
@@ -682,6 +684,9 @@ class Limits:
         """Age of an event in seconds; also how long a finished session is kept."""
     @property
     def max_message_bytes(self) -> int: ...
+    @property
+    def max_state_bytes(self) -> int:
+        """Bytes of a session's folded state, about: its messages, calls, citations and files."""
     @property
     def max_sessions(self) -> int: ...
     @property
@@ -825,10 +830,11 @@ class Session:
     def messages(self) -> list[dict[str, Any]]:
         """What was said so far, user inputs and partial answers included: `{"role", "turn", "message_id", "input"}` or
         `{"role", "turn", "message_id", "text", "reasoning", "tool_calls", "done", …}`, each call with call_id, name,
-        arguments, and its output once there is one."""
+        arguments, and its output once there is one. `citations` and `files`, where there are any, hold the events."""
     def snapshot(self) -> dict[str, Any]:
         """`{"messages", "cursor"}`, read at one moment: a reader from the cursor sees exactly what the messages do not
-        hold yet. Logs nothing."""
+        hold yet. `dropped` is there where `max_state_bytes` has cost something: `{"messages", "calls", "events", "turn"}`,
+        how many, and the newest turn that lacks any. Logs nothing."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
     def answer(self, after: str, format: Literal["openai-chat", "openai-responses"]) -> str | None:

@@ -15,11 +15,13 @@ use turnstream_core::provider::{Normalizer, Options};
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadOptions, Reader};
 use turnstream_core::session::{Ending, Limits, Session, TurnOptions};
 
-/// What a client has at the end: text by message and kind, calls by id with their input and output.
+/// What a client has at the end: text by message and kind, calls by id with their input and output, and how many citations,
+/// files and users' own events.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     said: BTreeMap<(String, &'static str), String>,
     calls: BTreeMap<String, (bool, bool)>,
+    attached: BTreeMap<&'static str, usize>,
 }
 
 impl Seen {
@@ -27,6 +29,10 @@ impl Seen {
         if !text.is_empty() {
             self.said.entry((id.to_owned(), kind)).or_default().push_str(text);
         }
+    }
+
+    fn attach(&mut self, kind: &'static str) {
+        *self.attached.entry(kind).or_default() += 1;
     }
 
     fn void(&mut self, id: &str) {
@@ -144,9 +150,18 @@ fn verify_ai_sdk(body: &[u8]) -> Seen {
                 let call = seen.calls.get_mut(text(&frame, "toolCallId")).unwrap_or_else(|| panic!("unknown call: {frame}"));
                 assert!(!std::mem::replace(&mut call.1, true), "two outputs: {frame}");
             }
-            "source-url" => only(&frame, &["sourceId", "url"], &["title"]),
-            "source-document" => only(&frame, &["sourceId", "mediaType", "title"], &["filename"]),
-            "file" => only(&frame, &["url", "mediaType"], &[]),
+            "source-url" => {
+                only(&frame, &["sourceId", "url"], &["title"]);
+                seen.attach("citation");
+            }
+            "source-document" => {
+                only(&frame, &["sourceId", "mediaType", "title"], &["filename"]);
+                seen.attach("citation");
+            }
+            "file" => {
+                only(&frame, &["url", "mediaType"], &[]);
+                seen.attach("file");
+            }
             "message-metadata" => only(&frame, &["messageMetadata"], &[]),
             "error" => {
                 only(&frame, &["errorText"], &[]);
@@ -162,8 +177,12 @@ fn verify_ai_sdk(body: &[u8]) -> Seen {
             }
             _ if kind.starts_with("data-") => {
                 only(&frame, &["data"], &["id", "transient"]);
-                if kind == "data-reset" {
-                    seen.void(text(&frame["data"], "message_id"));
+                match kind {
+                    "data-reset" => seen.void(text(&frame["data"], "message_id")),
+                    "data-citation" => seen.attach("citation"),
+                    "data-file" => seen.attach("file"),
+                    "data-chart" => seen.attach("custom"),
+                    _ => {}
                 }
             }
             _ => panic!("clients throw on {frame}"),
@@ -273,10 +292,16 @@ fn verify_ag_ui(body: &[u8]) -> Seen {
             "RAW" => only(&frame, &["event"], &["source"]),
             "CUSTOM" => {
                 only(&frame, &["name", "value"], &[]);
-                if frame["name"] == "message_reset" {
-                    for id in frame["value"]["messageIds"].as_array().expect("a list") {
-                        seen.void(ours(id.as_str().expect("an id")).0);
+                match text(&frame, "name") {
+                    "message_reset" => {
+                        for id in frame["value"]["messageIds"].as_array().expect("a list") {
+                            seen.void(ours(id.as_str().expect("an id")).0);
+                        }
                     }
+                    "citation" => seen.attach("citation"),
+                    "file" => seen.attach("file"),
+                    "chart" => seen.attach("custom"),
+                    _ => {}
                 }
             }
             _ => panic!("unknown: {frame}"),
@@ -316,6 +341,13 @@ fn truth(session: &Session) -> Seen {
             let earlier = seen.calls.keys().filter(|id| **id == *call.id || id.starts_with(&format!("{}.", call.id))).count();
             let id = if earlier == 0 { call.id.to_string() } else { format!("{}.{earlier}", call.id) };
             seen.calls.insert(id, (true, call.status.is_some()));
+        }
+        for attached in &state.attached {
+            match &attached.event.payload {
+                Payload::Citation(_) => seen.attach("citation"),
+                Payload::File(_) => seen.attach("file"),
+                _ => seen.attach("custom"),
+            }
         }
         seen
     })
@@ -449,7 +481,8 @@ fn every_type_is_told_and_nothing_breaks_the_rules() {
             ("citation", r#"{"url":"https://a.example","title":"A"}"#),
             ("citation", r#"{"title":"A"}"#),
             ("citation", r#"{"text":"A"}"#),
-            ("file", r#"{"media_type":"image/png","data":"AAAA"}"#),
+            ("file", r#"{"media_type":"image/png","data":"AAAA","message_id":"n"}"#),
+            ("custom", r#"{"name":"chart","data":[1]}"#),
             ("file", r#"{"media_type":"image/png","file_id":"f"}"#),
             ("assistant_message", r#"{"message_id":"m","finish_reason":"tool_calls"}"#),
             ("usage", r#"{"input_tokens":3,"output_tokens":4}"#),
@@ -517,4 +550,44 @@ fn a_body_of_the_ai_sdk_is_the_newest_turn_and_one_of_ag_ui_may_hold_all() {
     let ai_sdk = verify_ai_sdk(&whole(&session, Format::AiSdk));
     assert_eq!(ai_sdk.said.into_keys().map(|(id, _)| id).collect::<Vec<_>>(), ["m2"]);
     assert_eq!(verify_ag_ui(&whole(&session, Format::AgUi)).said.len(), 2);
+}
+
+/// All but the last event has left the log when the reader comes: what the turn was is told from the fold.
+#[test]
+fn a_turn_that_has_left_the_log_is_told_from_the_fold() {
+    let session = Session::new("s", Limits { max_events: 1, ..Limits::default() });
+    let number = session.start_turn(turn()).expect("started").turn;
+    let mut said = payloads(&[
+        ("stage_start", r#"{"stage":"plan"}"#),
+        ("progress", r#"{"stage":"plan","current":1,"total":2}"#),
+        ("text_delta", r#"{"message_id":"m","text":"Hello"}"#),
+        ("citation", r#"{"url":"https://a.example"}"#),
+        ("file", r#"{"media_type":"image/png","url":"https://a.example/a.png"}"#),
+        ("custom", r#"{"name":"chart","data":1}"#),
+        ("tool_call", r#"{"call_id":"c","name":"look"}"#),
+        ("tool_result", r#"{"call_id":"c","output":1}"#),
+    ]);
+    session.emit_all(number, &mut said).expect("taken");
+    for ended in [false, true] {
+        if ended {
+            session.end_turn(number, Ending::default());
+            // An event of the session's own has pushed the completion out.
+            session.emit(None, payloads(&[("custom", r#"{"name":"later"}"#)]).remove(0), None).expect("taken");
+        }
+        for (format, verify) in FORMATS {
+            let mut body = whole(&session, format);
+            let text = String::from_utf8_lossy(&body).into_owned();
+            assert!(text.contains(r#""stage":"plan","current":1.0,"total":2.0"#), "{format:?}: {text}");
+            if ended {
+                let mut seen = verify(&body);
+                seen.attached.remove("custom"); // the session's own is no part of a turn
+                let mut truth = truth(&session);
+                truth.attached.remove("custom");
+                assert_eq!(seen, truth, "{format:?}: {text}");
+            } else {
+                assert!(!body.is_empty(), "{format:?}");
+                body.clear();
+            }
+        }
+    }
 }

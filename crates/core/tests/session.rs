@@ -1123,3 +1123,96 @@ fn check(reader: &mut Reader, at: &mut u64, log: &[Event], merge: bool) -> Resul
     }
     Ok(())
 }
+
+/// What the state holds that grows with what is said.
+fn said_bytes(state: &State) -> usize {
+    let messages =
+        state.messages.iter().map(|message| message.text.len() + message.input.as_ref().map_or(0, |it| it.as_str().len()));
+    let calls = state.calls.iter().map(|call| call.arguments_raw.len() + call.output.as_ref().map_or(0, |it| it.as_str().len()));
+    let attached = state.attached.iter().map(|attached| attached.event.size());
+    messages.sum::<usize>() + calls.sum::<usize>() + attached.sum::<usize>()
+}
+
+#[test]
+fn a_session_of_endless_turns_keeps_what_is_newest_and_counts_the_rest() {
+    let limits = Limits { max_state_bytes: 100_000, max_events: 50, ..Limits::default() };
+    let session = Session::new("s", limits);
+    let mut said = 0;
+    for turn in 1..=500_u32 {
+        let input = Some(Json::string(&"q".repeat(100)));
+        assert_eq!(session.start_turn(TurnOptions { input, ..TurnOptions::default() }).unwrap().turn, turn);
+        emit(&session, "text_delta", &format!(r#"{{"message_id":"m{turn}","text":"{}"}}"#, "a".repeat(500)));
+        emit(&session, "citation", r#"{"url":"https://a.example"}"#);
+        emit(&session, "tool_call", &format!(r#"{{"call_id":"c","name":"look","message_id":"m{turn}"}}"#));
+        emit(&session, "tool_result", &format!(r#"{{"call_id":"c","output":"{}"}}"#, "b".repeat(500)));
+        emit(&session, "assistant_message", &format!(r#"{{"message_id":"m{turn}"}}"#));
+        end(&session, turn);
+        said += 2;
+        session.look(|state| {
+            assert!(said_bytes(state) <= limits.max_state_bytes, "turn {turn}: {}", said_bytes(state));
+            assert_eq!(state.messages.len() as u64 + state.dropped.messages, said);
+            assert_eq!(state.answer().len(), 500);
+            for (at, message) in state.messages.iter().enumerate() {
+                assert_eq!(state.message(&message.id), Some(at), "the index stands");
+            }
+            for (at, call) in state.calls.iter().enumerate() {
+                assert_eq!(state.call(call.turn, call.round, &call.id), Some(at), "the index stands");
+                assert!(state.message(call.message_id.as_ref().unwrap()).is_some(), "a call goes with its message");
+            }
+        });
+    }
+    let (state, base) = (session.head_snapshot().1.to_value(), session.base_snapshot().1.to_value());
+    for snapshot in [&state, &base] {
+        assert!(snapshot["dropped"]["messages"].as_u64() > Some(800), "{}", snapshot["dropped"]);
+        assert!(snapshot["dropped"]["turn"].as_u64() < Some(500), "nothing of the newest turn is missing");
+    }
+    let (_, messages, dropped) = session.messages_snapshot();
+    let (messages, dropped) = (messages.to_value(), dropped.unwrap().to_value());
+    assert_eq!(dropped, state["dropped"]);
+    let newest = messages.as_array().unwrap().last().unwrap();
+    assert_eq!((&newest["message_id"], &newest["citations"][0]["url"]), (&"m500".into(), &"https://a.example".into()));
+}
+
+#[test]
+fn an_endless_turn_keeps_what_is_open_its_question_and_its_newest_message() {
+    let limits = Limits { max_state_bytes: 50_000, max_events: 50, ..Limits::default() };
+    let session = Session::new("s", limits);
+    let turn = session.start_turn(TurnOptions { input: Some(Json::string("why")), ..TurnOptions::default() }).unwrap().turn;
+    emit(&session, "text_delta", r#"{"message_id":"open","text":"Well"}"#);
+    emit(&session, "tool_call", r#"{"call_id":"waits","name":"look"}"#);
+    for at in 0..300 {
+        emit(&session, "round_start", "{}");
+        emit(&session, "custom", &format!(r#"{{"name":"tick","data":"{}"}}"#, "t".repeat(200)));
+        emit(&session, "assistant_message", &format!(r#"{{"message_id":"m{at}","text":"{}"}}"#, "a".repeat(1000)));
+        emit(&session, "stage_start", &format!(r#"{{"stage":"{at}"}}"#));
+        emit(&session, "stage_end", &format!(r#"{{"stage":"{at}"}}"#));
+        session.look(|state| assert!(said_bytes(state) <= limits.max_state_bytes, "{at}: {}", said_bytes(state)));
+    }
+    emit(&session, "tool_result", r#"{"call_id":"waits","output":"there"}"#);
+    emit(&session, "text_delta", r#"{"message_id":"open","text":", so it is"}"#);
+    end(&session, turn);
+    session.look(|state| {
+        let ids: Vec<_> = state.messages.iter().map(|message| message.id.to_string()).collect();
+        assert_eq!((&*ids[0], &*ids[1], &**ids.last().unwrap()), ("input-1", "open", "m299"));
+        assert_eq!(state.messages[1].text, "Well, so it is");
+        assert_eq!(state.calls[0].output.as_ref().map(Json::as_str), Some(r#""there""#));
+        assert_eq!((state.messages.len() as u64 + state.dropped.messages, state.dropped.turn), (302, 1));
+        assert!(state.stages.len() < 300, "{} stages", state.stages.len());
+    });
+}
+
+/// The state that was folded as the events came is the one that the log folds to.
+#[test]
+fn what_is_dropped_is_the_same_wherever_the_log_is_folded() {
+    let session = Session::new("s", Limits { max_state_bytes: 20_000, ..Limits::default() });
+    for turn in 1..=60 {
+        start(&session);
+        emit(&session, "assistant_message", &format!(r#"{{"message_id":"m{turn}","text":"{}"}}"#, "a".repeat(700)));
+        emit(&session, "file", r#"{"media_type":"text/plain","data":"AAAA"}"#);
+        end(&session, turn);
+    }
+    let mut state = State::bounded(20_000);
+    all(&session).iter().for_each(|event| state.apply(event));
+    assert_eq!(session.head_snapshot().1, state.snapshot_json());
+    assert!(state.dropped.messages > 0 && state.dropped.events > 0);
+}

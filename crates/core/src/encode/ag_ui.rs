@@ -35,12 +35,6 @@ use super::teller::{
 use crate::event::json::write_str;
 use crate::event::{AssistantMessage, Completion, Event, Field, Id, Payload, RoundStart, Status, Text, ToolCall, ToolResult};
 
-/// A stage in a snapshot.
-#[derive(Deserialize)]
-struct Stage {
-    open: bool,
-}
-
 /// The words of AG-UI.
 #[derive(Debug, Default)]
 struct Runs {
@@ -117,10 +111,6 @@ impl Voice for Runs {
 
     fn restate(&mut self, _: &Turn, past: &Past<'_>, out: &mut Vec<u8>) -> bool {
         Frame::new(out, "MESSAGES_SNAPSHOT").with("messages", |out| write_messages(out, past)).send();
-        let stages: std::collections::BTreeMap<Text, Stage> = serde_json::from_str(past.progress.get()).unwrap_or_default();
-        for (stage, _) in stages.iter().filter(|(_, stage)| stage.open) {
-            self.start_step(&Id::from(stage.as_str()), out);
-        }
         true
     }
 

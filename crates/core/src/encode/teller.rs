@@ -6,6 +6,7 @@
 //! shown of a message is its text, whole, whatever was evicted: what deltas left out is said when the whole comes;
 //! 3. nothing of a turn comes before its beginning or after its end; 4. two calls of one turn never share an id.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,11 +15,11 @@ use serde_json::value::RawValue;
 
 use super::{Encoder, Opening};
 use crate::event::{
-    AssistantMessage, CallRef, Completion, Event, FinishReason, Id, Json, Kind, Payload, RoundStart, Status, Text, ToolCall,
-    ToolCallStart, ToolResult, TurnStart, Usage,
+    AssistantMessage, CallRef, Completion, Context, Event, FinishReason, Id, Json, Kind, Payload, Progress, RoundStart, StageEnd,
+    StageStart, Status, Text, ToolCall, ToolCallStart, ToolResult, TurnStart, Usage, Warning,
 };
-use crate::reader::Item;
-use crate::session::{Session, add_usage, empty_usage, error_json};
+use crate::reader::{self, Item};
+use crate::session::{Session, add_usage, empty_usage, error_json, now_ms};
 
 /// The words of one protocol. Each method appends whole frames.
 pub(super) trait Voice: fmt::Debug + Send {
@@ -150,8 +151,10 @@ pub(super) struct Past<'a> {
     pub(super) open_calls: Vec<PastCall<'a>>,
     #[serde(borrow)]
     pub(super) other_calls: Vec<PastCall<'a>>,
-    #[serde(borrow)]
-    pub(super) progress: &'a RawValue,
+    #[serde(borrow, default)]
+    other_events: Vec<&'a RawValue>,
+    progress: BTreeMap<Text, PastStage>,
+    dropped: Option<PastDropped>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -174,6 +177,10 @@ pub(super) struct PastMessage<'a> {
     pub(super) refusal: Option<Text>,
     #[serde(borrow, default)]
     pub(super) tool_calls: Vec<PastCall<'a>>,
+    #[serde(borrow, default)]
+    citations: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    files: Vec<&'a RawValue>,
     #[serde(default)]
     pub(super) choice: Option<u64>,
     #[serde(default)]
@@ -218,7 +225,67 @@ pub(super) struct PastCall<'a> {
     output_text: Text,
 }
 
+/// A stage of a snapshot, and how far it has come.
+#[derive(Debug, Deserialize)]
+struct PastStage {
+    open: bool,
+    status: Option<Text>,
+    index: Option<u64>,
+    stages: Option<u64>,
+    agent: Option<Text>,
+    current: Option<f64>,
+    total: Option<f64>,
+    message: Option<Text>,
+    elapsed_s: Option<f64>,
+    estimate_s: Option<f64>,
+}
+
+/// What a snapshot lacks.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct PastDropped {
+    messages: u64,
+    calls: u64,
+    events: u64,
+    turn: u32,
+}
+
+impl PastStage {
+    /// What its events said, as far as it still matters.
+    fn payloads(&self, stage: &Text) -> impl Iterator<Item = Payload> {
+        let stage: Id = Arc::from(stage.as_str());
+        let start = self.open.then(|| StageStart {
+            stage: stage.clone(),
+            agent: self.agent.clone(),
+            index: self.index,
+            total: self.stages,
+            message: None,
+        });
+        let progressed = self.current.is_some() || self.total.is_some() || self.message.is_some();
+        let progress = progressed.then(|| Progress {
+            stage: stage.clone(),
+            current: self.current,
+            total: self.total,
+            message: self.message.clone(),
+            agent: self.agent.clone(),
+            elapsed_s: self.elapsed_s,
+            estimate_s: self.estimate_s,
+        });
+        let end = self.status.clone().filter(|_| !self.open).map(|status| StageEnd { stage, status, message: None });
+        let (start, progress, end) = (start.map(Payload::from), progress.map(Payload::from), end.map(Payload::from));
+        start.into_iter().chain(progress).chain(end)
+    }
+}
+
 impl<'a> Past<'a> {
+    /// The newest turn's citations, files and users' own events.
+    fn attached(&self) -> Vec<Event> {
+        let of_turn = self.messages.iter().filter(|message| message.turn == self.turn);
+        let shown = of_turn.flat_map(|message| message.citations.iter().chain(&message.files));
+        let mut events: Vec<Event> = shown.chain(&self.other_events).filter_map(|raw| Event::from_json(raw.get()).ok()).collect();
+        events.sort_by_key(|event| event.seq);
+        events
+    }
+
     fn read(state: &'a Json) -> Option<Self> {
         let mut past: Self = serde_json::from_str(state.as_str()).ok()?;
         let mut seen: Vec<(Text, Option<u32>)> = Vec::new();
@@ -280,14 +347,27 @@ pub(super) struct Teller<V> {
     finished: bool,
     /// The round of the event that is told.
     round: u32,
+    /// The seq of the newest event that was told.
+    seq: u64,
+    /// Whether what came before the stream's first event has left the log.
+    trimmed: bool,
     messages: Vec<Message>,
     calls: Vec<Call>,
 }
 
 impl<V: Voice> Teller<V> {
     pub(super) fn new(voice: V) -> Self {
-        let (messages, calls) = (Vec::new(), Vec::new());
-        Self { voice, turn: Turn::new(Arc::from(""), 0, None, None), running: false, finished: false, round: 0, messages, calls }
+        Self {
+            voice,
+            turn: Turn::new(Arc::from(""), 0, None, None),
+            running: false,
+            finished: false,
+            round: 0,
+            seq: 0,
+            trimmed: false,
+            messages: Vec::new(),
+            calls: Vec::new(),
+        }
     }
 
     fn begin(&mut self, turn: Turn, out: &mut Vec<u8>) {
@@ -320,6 +400,7 @@ impl<V: Voice> Teller<V> {
 
     fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
         let turn = event.context.turn;
+        self.seq = self.seq.max(event.seq);
         if let Payload::TurnStart(start) = &event.payload {
             let TurnStart { client_id, metadata, .. } = &**start;
             let session = event.context.session.clone().unwrap_or_else(|| "".into());
@@ -579,7 +660,7 @@ impl<V: Voice> Teller<V> {
 
     // what came before, or was missed
 
-    fn snapshot(&mut self, session: &Session, state: &Json, out: &mut Vec<u8>) {
+    fn snapshot(&mut self, session: &Session, head: u64, state: &Json, out: &mut Vec<u8>) {
         let Some(past) = Past::read(state) else { return };
         if self.running && past.turn > self.turn.number {
             // Its end is not in the log any more.
@@ -599,15 +680,29 @@ impl<V: Voice> Teller<V> {
             return;
         }
         let mut told = false;
-        if !self.running && past.running {
+        // A turn that has ended is told to those who cannot have seen it.
+        let missed = self.trimmed && past.turn > self.turn.number && past.completion.is_some();
+        if !self.running && (past.running || missed) {
             let metadata = past.metadata.and_then(|raw| Json::from_raw(raw).ok());
             let client_id = past.client_id.clone();
-            let session = session.id().clone();
-            self.begin(Turn::new(session, past.turn, client_id, metadata), out);
+            self.begin(Turn::new(session.id().clone(), past.turn, client_id, metadata), out);
             told = self.voice.restate(&self.turn, &past, out);
         }
         if !self.running {
             return;
+        }
+        let context = Arc::new(Context::new(Some(session.id().clone()), past.turn, 0, None));
+        let made = |payload| Event { seq: 0, time: now_ms(), context: context.clone(), payload, extra: None };
+        // Of an earlier turn, only where the conversation is stated is something missing.
+        if let Some(PastDropped { messages, calls, events, turn }) = past.dropped
+            && (told || turn == past.turn)
+        {
+            let message = format!("{messages} messages, {calls} tool calls and {events} other events are not kept any more");
+            let warning = Warning { code: "history_dropped".into(), message: message.into(), raw: None };
+            self.voice.other(&self.turn, &made(warning.into()), out);
+        }
+        for payload in past.progress.iter().flat_map(|(name, stage)| stage.payloads(name)) {
+            self.voice.other(&self.turn, &made(payload), out);
         }
         for message in past.messages.iter().filter(|message| message.turn == past.turn && message.role != "user") {
             self.past_message(message, told && message.done, out);
@@ -615,6 +710,11 @@ impl<V: Voice> Teller<V> {
         for call in past.other_calls.iter().chain(&past.open_calls) {
             self.past_call(call, None, told && call.status.is_some(), out);
         }
+        let seen = self.seq;
+        for event in past.attached().iter().filter(|event| event.seq > seen) {
+            self.voice.other(&self.turn, event, out);
+        }
+        self.seq = seen.max(head);
         if let Some(usage) = past.usage
             && let Ok((Payload::Usage(usage), _)) = Payload::from_json("usage", usage.get())
         {
@@ -722,14 +822,16 @@ impl<V: Voice> Encoder for Teller<V> {
         self.finished
     }
 
-    fn open(&mut self, _: &Opening<'_>, _: &mut Vec<u8>) {}
+    fn open(&mut self, opening: &Opening<'_>, _: &mut Vec<u8>) {
+        self.trimmed = matches!(opening.status, reader::Status::Trimmed | reader::Status::OtherEpoch);
+    }
 
     fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>) {
         let event = item.event();
         match &event.payload {
             Payload::Snapshot(snapshot) => {
                 if let Some(state) = &snapshot.state {
-                    self.snapshot(session, state, out);
+                    self.snapshot(session, snapshot.head, state, out);
                 }
             }
             _ => self.event(event, out),

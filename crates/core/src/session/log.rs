@@ -47,12 +47,13 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn new() -> Self {
+    /// Nothing yet; the fold of what will have left weighs at most `max_state_bytes`, about.
+    pub(crate) fn new(max_state_bytes: usize) -> Self {
         Self {
             entries: VecDeque::new(),
             head: 0,
             trimmed: 0,
-            base: State::default(),
+            base: State::bounded(max_state_bytes),
             bytes: 0,
             spent: 0,
             evicted: 0,
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn edge_53_exactly_at_the_age_an_event_stays_and_one_past_it_leaves() {
         let limits = Limits { max_age_ms: 100, ..Limits::default() };
-        let mut log = Log::new();
+        let mut log = Log::new(usize::MAX);
         assert!(log.entries.front().is_none(), "an empty log has no bounds");
         for (seq, time) in [(1, 1000), (2, 1050), (3, 1100)] {
             let (payload, _) = Payload::from_json("progress", r#"{"stage":"s"}"#).unwrap();

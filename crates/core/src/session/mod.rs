@@ -22,6 +22,7 @@ mod stored;
 mod turn;
 mod waiters;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -32,7 +33,7 @@ pub use keeper::{BACKLOG_EVENTS, PATIENCE, StoreOptions};
 pub use log::Entry;
 use log::Log;
 pub use produce::Taken;
-pub use state::{CallState, MessageState, Outcome, StageState, State};
+pub use state::{Attached, CallState, Dropped, MessageState, Outcome, StageState, State};
 pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use turn::{Ending, Started, TurnOptions};
 pub use waiters::Ticket;
@@ -53,6 +54,9 @@ pub struct Limits {
     pub max_age_ms: u64,
     /// Bytes of one message's text, and of its reasoning and its refusal; what is beyond is cut, and said so.
     pub max_message_bytes: usize,
+    /// Bytes of a session's folded state, about: its messages, calls, citations and files. What is open and the newest answer
+    /// stay; of the rest the oldest goes first, and is counted.
+    pub max_state_bytes: usize,
     /// Sessions in a hub.
     pub max_sessions: usize,
     /// Events in all logs of a hub.
@@ -68,6 +72,7 @@ impl Default for Limits {
             max_bytes: 64 << 20,
             max_age_ms: 3_600_000,
             max_message_bytes: 16 << 20,
+            max_state_bytes: 32 << 20,
             max_sessions: 100_000,
             hub_max_events: 10_000_000,
             hub_max_bytes: 1 << 30,
@@ -203,7 +208,8 @@ pub(crate) struct Inner {
     limits: Limits,
     closed: bool,
     cancelling: Option<Box<dyn FnOnce() + Send>>,
-    clients: Vec<(Box<str>, Option<Json>, u32, u64)>,
+    /// The newest requests that have an id of their own.
+    requests: VecDeque<turn::Request>,
     producers: Vec<produce::Producer>,
     notes: Vec<(Box<str>, Json)>,
     statistics: Statistics,
@@ -293,13 +299,13 @@ impl Session {
             epoch: epoch.map_or_else(|| Arc::from(hub::random_word(8)), Arc::from),
             born: now_ms(),
             inner: Mutex::new(Inner {
-                log: Log::new(),
-                state: State::default(),
+                log: Log::new(limits.max_state_bytes),
+                state: State::bounded(limits.max_state_bytes),
                 context,
                 limits,
                 closed: false,
                 cancelling: None,
-                clients: Vec::new(),
+                requests: VecDeque::new(),
                 producers: Vec::new(),
                 notes: Vec::new(),
                 statistics: Statistics::default(),
@@ -634,10 +640,11 @@ impl Session {
         (inner.seen_head(), inner.public().snapshot_json())
     }
 
-    /// What was said so far, and the seq up to which: a reader from there sees exactly the rest.
-    pub fn messages_snapshot(&self) -> (u64, Json) {
+    /// What was said so far, the seq up to which, and what is not there any more: a reader from there sees exactly the rest.
+    pub fn messages_snapshot(&self) -> (u64, Json, Option<Json>) {
         let inner = self.inner.lock();
-        (inner.seen_head(), inner.public().messages_json())
+        let state = inner.public();
+        (inner.seen_head(), state.messages_json(), state.dropped_json())
     }
 
     /// The seq of the oldest event in the log.

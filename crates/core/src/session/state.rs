@@ -2,9 +2,11 @@
 //!
 //! A pure fold: [`State::apply`] never fails, never refuses and is linear in the event. Knows nothing of readers.
 //! Invariants: 1. applying a log from its start gives the same state everywhere; 2. a state and the events after it
-//! give the same state as all events.
+//! give the same state as all events; 3. it weighs no more than its limit, but for what is open and the newest answer: what
+//! was finished first goes first, and is counted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::event::json::{write_f64, write_str, write_u64};
 use crate::event::{CallRef, Class, Event, Field, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
@@ -42,6 +44,8 @@ pub struct MessageState {
     pub deltas: usize,
     /// How often what was shown of it has been withdrawn.
     pub resets: u32,
+    /// The seq that opened it.
+    seq: u64,
 }
 
 /// A tool call.
@@ -77,6 +81,30 @@ pub struct CallState {
     pub deltas: usize,
     /// How many of its output deltas have been logged.
     pub output_deltas: usize,
+    /// The seq that opened it.
+    seq: u64,
+}
+
+/// A citation, a file or a user's own event: what belongs to an answer and is no text of it.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    /// The event, as it was logged.
+    pub event: Arc<Event>,
+    /// The message that it belongs to: the one it names, or the newest one when it came.
+    pub message_id: Option<Id>,
+}
+
+/// What has left the state to keep within its limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Messages, the users' among them.
+    pub messages: u64,
+    /// Tool calls.
+    pub calls: u64,
+    /// Citations, files, users' own events and stages.
+    pub events: u64,
+    /// The newest turn that something was dropped of.
+    pub turn: u32,
 }
 
 /// A stage of the work.
@@ -167,9 +195,23 @@ pub struct State {
     pub started: Option<u64>,
     /// The newest event's time.
     pub updated: Option<u64>,
+    /// Citations and files, and the newest turn's users' own events.
+    pub attached: Vec<Attached>,
+    /// What is not here any more.
+    pub dropped: Dropped,
+    /// How much it may weigh; none: any.
+    max_bytes: Option<usize>,
+    /// What it weighed when it was last weighed, and at most what has come since: weighing is linear, so it is done seldom.
+    weighed: usize,
+    grown: usize,
 }
 
 impl State {
+    /// Nothing yet, and never much more than `max_bytes`.
+    pub fn bounded(max_bytes: usize) -> Self {
+        Self { max_bytes: Some(max_bytes), ..Self::default() }
+    }
+
     /// The message `id`, newest first: the one that is being written is the last.
     pub fn message(&self, id: &str) -> Option<usize> {
         match self.messages.last() {
@@ -207,29 +249,34 @@ impl State {
         }
         match &event.payload {
             Payload::TextDelta(delta) => {
-                let message = self.open_message(turn, &delta.message_id);
+                let message = self.open_message(event, &delta.message_id);
                 message.text.push_str(&delta.text);
                 message.deltas += 1;
+                self.grown += delta.text.len();
             }
             Payload::ReasoningDelta(delta) => {
-                let message = self.open_message(turn, &delta.message_id);
+                let message = self.open_message(event, &delta.message_id);
                 message.reasoning.push_str(&delta.text);
                 message.deltas += 1;
+                self.grown += delta.text.len();
             }
             Payload::RefusalDelta(delta) => {
-                let message = self.open_message(turn, &delta.message_id);
+                let message = self.open_message(event, &delta.message_id);
                 message.refusal.get_or_insert_default().push_str(&delta.text);
                 message.deltas += 1;
+                self.grown += delta.text.len();
             }
             Payload::ToolCallDelta(delta) => {
-                let call = self.open_call(turn, round, &delta.call_id);
+                let call = self.open_call(event, &delta.call_id);
                 call.arguments_raw.push_str(&delta.text);
                 call.deltas += 1;
+                self.grown += delta.text.len();
             }
             Payload::ToolOutputDelta(delta) => {
-                let call = self.open_call(turn, round, &delta.call_id);
+                let call = self.open_call(event, &delta.call_id);
                 call.output_text.push_str(&delta.text);
                 call.output_deltas += 1;
+                self.grown += delta.text.len();
             }
             Payload::TurnStart(start) => {
                 (self.turn, self.round, self.running, self.round_open, self.events) = (turn, 0, true, false, 1);
@@ -238,9 +285,10 @@ impl State {
                 self.client_id.clone_from(&start.client_id);
                 self.metadata.clone_from(&start.metadata);
                 self.stages.clear();
+                self.attached.retain(|attached| !matches!(attached.event.payload, Payload::Custom(_)));
                 self.started = Some(event.time);
                 if start.input.is_some() {
-                    let mut message = Self::new_message(turn, format!("input-{turn}").into());
+                    let mut message = Self::new_message(event, format!("input-{turn}").into());
                     message.role = "user".into();
                     message.done = true;
                     message.input.clone_from(&start.input);
@@ -260,13 +308,13 @@ impl State {
                 }
             }
             Payload::MessageStart(start) => {
-                let message = self.open_message(turn, &start.message_id);
+                let message = self.open_message(event, &start.message_id);
                 message.role.clone_from(&start.role);
                 message.model.clone_from(&start.model);
                 message.choice = start.choice;
             }
             Payload::MessageReset(reset) => {
-                let message = self.open_message(turn, &reset.message_id);
+                let message = self.open_message(event, &reset.message_id);
                 message.text.clear();
                 message.reasoning.clear();
                 message.refusal = None;
@@ -277,7 +325,7 @@ impl State {
                 }
             }
             Payload::AssistantMessage(whole) => {
-                let message = self.open_message(turn, &whole.message_id);
+                let message = self.open_message(event, &whole.message_id);
                 message.text = whole.text.to_string();
                 message.reasoning = whole.reasoning.to_string();
                 message.refusal = whole.refusal.as_ref().map(ToString::to_string);
@@ -295,7 +343,7 @@ impl State {
                 }
             }
             Payload::ToolCallStart(start) => {
-                let call = self.open_call(turn, round, &start.call_id);
+                let call = self.open_call(event, &start.call_id);
                 call.name.clone_from(&start.name);
                 call.kind = start.kind;
                 call.message_id.clone_from(&start.message_id);
@@ -305,7 +353,7 @@ impl State {
                 }
             }
             Payload::ToolCall(whole) => {
-                let call = self.open_call(turn, round, &whole.call_id);
+                let call = self.open_call(event, &whole.call_id);
                 call.name.clone_from(&whole.name);
                 call.kind = whole.kind;
                 call.arguments_raw = whole.arguments_raw.to_string();
@@ -316,10 +364,11 @@ impl State {
                 }
             }
             Payload::ToolResult(result) => {
-                let call = self.open_call(turn, round, &result.call_id);
+                let call = self.open_call(event, &result.call_id);
                 call.status = Some(result.status.clone());
                 call.output.clone_from(&result.output);
                 call.is_error = result.is_error;
+                call.output_text = String::new();
             }
             Payload::StageStart(start) => {
                 let stage = self.stage(turn, &start.stage, event.time);
@@ -348,13 +397,138 @@ impl State {
                 self.outcome = Some(Outcome { turn, status: completion.status, seq: event.seq, completion: json });
             }
             Payload::SessionEnd(_) => self.ended = true,
+            Payload::Citation(citation) => self.attach(event, citation.message_id.as_ref()),
+            Payload::File(file) => self.attach(event, file.message_id.as_ref()),
+            Payload::Custom(_) => self.attached.push(Attached { event: Arc::new(event.clone()), message_id: None }),
             _ => {}
+        }
+        if event.payload.class() != Class::Delta {
+            self.grown += ENTRY_BYTES + event.size();
+            // Where nobody who applies holds an index into the state.
+            if matches!(
+                event.payload,
+                Payload::TurnStart(_)
+                    | Payload::RoundStart(_)
+                    | Payload::AssistantMessage(_)
+                    | Payload::ToolResult(_)
+                    | Payload::Citation(_)
+                    | Payload::File(_)
+                    | Payload::Custom(_)
+                    | Payload::Completion(_)
+            ) {
+                self.fit();
+            }
         }
     }
 
-    fn new_message(turn: u32, id: Id) -> MessageState {
+    fn attach(&mut self, event: &Event, message_id: Option<&Id>) {
+        let newest = || self.messages.last().filter(|last| last.turn == event.context.turn && last.role != "user");
+        let message_id = message_id.cloned().or_else(|| newest().map(|last| last.id.clone()));
+        self.attached.push(Attached { event: Arc::new(event.clone()), message_id });
+    }
+
+    // its limit
+
+    /// Drops, oldest first, what is finished, where there is too much: users' own events, then messages with their calls,
+    /// citations and files, then stages. Down to three quarters, so that it is seldom done.
+    fn fit(&mut self) {
+        let Some(max) = self.max_bytes else { return };
+        if self.grown <= max.saturating_sub(self.weighed).max(max / 8) {
+            return;
+        }
+        let target = max / 4 * 3;
+        self.weighed = self.weigh();
+        self.grown = 0;
+        if self.weighed > target {
+            self.drop_customs(target);
+        }
+        if self.weighed > target {
+            self.drop_oldest(target);
+        }
+        if self.weighed > target {
+            let mut excess = self.weighed - target;
+            let before = self.stages.len();
+            self.stages.retain(|stage| {
+                let keep = stage.open || excess == 0;
+                excess = excess.saturating_sub(if keep { 0 } else { ENTRY_BYTES + stage.stage.len() });
+                keep
+            });
+            self.count_dropped(0, 0, before - self.stages.len(), self.turn);
+        }
+    }
+
+    fn weigh(&self) -> usize {
+        let messages = self.messages.iter().map(MessageState::weight).sum::<usize>();
+        let calls = self.calls.iter().map(CallState::weight).sum::<usize>();
+        let attached = self.attached.iter().map(|attached| attached.event.size()).sum::<usize>();
+        messages + calls + attached + self.stages.iter().map(|stage| ENTRY_BYTES + stage.stage.len()).sum::<usize>()
+    }
+
+    fn count_dropped(&mut self, messages: usize, calls: usize, events: usize, turn: u32) {
+        if messages + calls + events > 0 {
+            self.dropped.messages += messages as u64;
+            self.dropped.calls += calls as u64;
+            self.dropped.events += events as u64;
+            self.dropped.turn = self.dropped.turn.max(turn);
+        }
+    }
+
+    fn drop_customs(&mut self, target: usize) {
+        let (mut weight, before) = (self.weighed, self.attached.len());
+        self.attached.retain(|attached| {
+            let keep = weight <= target || !matches!(attached.event.payload, Payload::Custom(_));
+            weight -= if keep { 0 } else { attached.event.size() };
+            keep
+        });
+        self.weighed = weight;
+        self.count_dropped(0, 0, before - self.attached.len(), self.turn);
+    }
+
+    fn drop_oldest(&mut self, target: usize) {
+        let turn = self.turn;
+        let waits = |call: &CallState| call.turn == turn && !(call.done && call.status.is_some());
+        let waiting: HashSet<&Id> =
+            self.calls.iter().filter(|call| waits(call)).filter_map(|call| call.message_id.as_ref()).collect();
+        let answer = self.answer_at();
+        let stays = |at: usize, message: &MessageState| {
+            let newest = at + 1 == self.messages.len() || Some(at) == answer || (message.turn == turn && message.role == "user");
+            newest || !message.done || waiting.contains(&message.id)
+        };
+        let mut finished: Vec<(u64, usize)> = Vec::new();
+        let messages = self.messages.iter().enumerate().filter(|(at, message)| !stays(*at, message));
+        finished.extend(messages.map(|(_, message)| (message.seq, message.weight())));
+        finished.extend(self.calls.iter().filter(|call| !waits(call)).map(|call| (call.seq, call.weight())));
+        finished.extend(self.attached.iter().map(|attached| (attached.event.seq, attached.event.size())));
+        finished.sort_unstable();
+        let mut weight = self.weighed;
+        let last = finished.iter().find(|(_, bytes)| {
+            weight -= bytes;
+            weight <= target
+        });
+        let Some(last) = last.or(finished.last()).map(|(seq, _)| *seq) else { return };
+        let gone: HashSet<Id> = (self.messages.iter().enumerate())
+            .filter(|(at, message)| message.seq <= last && !stays(*at, message))
+            .map(|(_, message)| message.id.clone())
+            .collect();
+        let newest = |turns: &mut dyn Iterator<Item = u32>| turns.max().unwrap_or(0);
+        let of = newest(&mut self.messages.iter().filter(|message| gone.contains(&message.id)).map(|message| message.turn));
+        let owned = |message: Option<&Id>| message.is_some_and(|id| gone.contains(id));
+        let (calls, attached) = (self.calls.len(), self.attached.len());
+        self.calls.retain(|call| waits(call) || !(call.seq <= last || owned(call.message_id.as_ref())));
+        self.attached.retain(|attached| attached.event.seq > last && !owned(attached.message_id.as_ref()));
+        self.messages.retain(|message| !gone.contains(&message.id));
+        self.message_index = self.messages.iter().enumerate().map(|(at, message)| (message.id.clone(), at)).collect();
+        self.call_index.clear();
+        for (at, call) in self.calls.iter().enumerate() {
+            self.call_index.entry(call.id.clone()).or_default().push(at);
+        }
+        self.count_dropped(gone.len(), calls - self.calls.len(), attached - self.attached.len(), of);
+        self.weighed = self.weigh();
+    }
+
+    fn new_message(event: &Event, id: Id) -> MessageState {
         MessageState {
-            turn,
+            turn: event.context.turn,
             id,
             role: "assistant".into(),
             text: String::new(),
@@ -369,18 +543,20 @@ impl State {
             origin: Origin::Provider,
             deltas: 0,
             resets: 0,
+            seq: event.seq,
         }
     }
 
-    fn open_message(&mut self, turn: u32, id: &Id) -> &mut MessageState {
+    fn open_message(&mut self, event: &Event, id: &Id) -> &mut MessageState {
         let index = self.message(id).unwrap_or_else(|| {
-            self.add_message(Self::new_message(turn, id.clone()));
+            self.add_message(Self::new_message(event, id.clone()));
             self.messages.len() - 1
         });
         &mut self.messages[index]
     }
 
-    fn open_call(&mut self, turn: u32, round: u32, id: &Id) -> &mut CallState {
+    fn open_call(&mut self, event: &Event, id: &Id) -> &mut CallState {
+        let (turn, round) = (event.context.turn, event.context.round);
         let index = self.call(turn, round, id).unwrap_or_else(|| {
             self.call_index.entry(id.clone()).or_default().push(self.calls.len());
             self.calls.push(CallState {
@@ -399,6 +575,7 @@ impl State {
                 is_error: false,
                 deltas: 0,
                 output_deltas: 0,
+                seq: event.seq,
             });
             self.calls.len() - 1
         });
@@ -450,15 +627,14 @@ impl State {
 
     /// The text that answers the newest turn: its last message that says something, of the first choice.
     pub fn answer(&self) -> &str {
-        let of_turn =
-            |message: &&MessageState| message.turn == self.turn && message.role != "user" && message.choice.unwrap_or(0) == 0;
-        self.messages
-            .iter()
-            .rev()
-            .filter(of_turn)
-            .map(|message| message.text.as_str())
-            .find(|text| !text.is_empty())
-            .unwrap_or("")
+        self.answer_at().map_or("", |at| self.messages[at].text.as_str())
+    }
+
+    fn answer_at(&self) -> Option<usize> {
+        self.messages.iter().rposition(|message| {
+            let of_turn = message.turn == self.turn && message.role != "user" && message.choice.unwrap_or(0) == 0;
+            of_turn && !message.text.is_empty()
+        })
     }
 
     /// The usage of the newest turn, as JSON.
@@ -534,15 +710,31 @@ impl State {
 
     /// The conversation as JSON: user inputs, answers and the calls they make, partial ones included.
     pub fn messages_json(&self) -> Json {
-        let mut out = vec![b'['];
-        for message in &self.messages {
-            if out.len() > 1 {
-                out.push(b',');
+        let mut attached: HashMap<&Id, Vec<&Event>> = HashMap::new();
+        for one in &self.attached {
+            if let Some(id) = &one.message_id {
+                attached.entry(id).or_default().push(&one.event);
             }
-            self.message_json(message).write(&mut out);
         }
-        out.push(b']');
+        let mut out = Vec::new();
+        list(&mut out, self.messages.iter(), |out, message| {
+            self.message_json(message, attached.get(&message.id).map_or(&[], Vec::as_slice)).write(out);
+        });
         Json::from_written(out)
+    }
+
+    /// What is not here any more, as JSON; none where all is.
+    pub fn dropped_json(&self) -> Option<Json> {
+        if self.dropped == Dropped::default() {
+            return None;
+        }
+        let Dropped { messages, calls, events, turn } = self.dropped;
+        let mut out = Vec::new();
+        for (name, count) in [("messages", messages), ("calls", calls), ("events", events), ("turn", turn.into())] {
+            key(&mut out, name);
+            write_u64(&mut out, count);
+        }
+        Some(object(out))
     }
 
     fn is_named(&self, call: &CallState) -> bool {
@@ -550,7 +742,7 @@ impl State {
         at.is_some_and(|at| self.messages[at].calls.iter().any(|named| named.call_id == call.id))
     }
 
-    fn message_json(&self, message: &MessageState) -> Json {
+    fn message_json(&self, message: &MessageState, attached: &[&Event]) -> Json {
         let mut out = Vec::new();
         key(&mut out, "role");
         message.role.write(&mut out);
@@ -572,22 +764,22 @@ impl State {
             write_str(&mut out, refusal);
         }
         key(&mut out, "tool_calls");
-        out.push(b'[');
-        for (i, call) in message.calls.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
+        list(&mut out, message.calls.iter(), |out, call| {
             let of = |owner: Option<&Id>| {
-                let same = |known: &&CallState| {
-                    (known.turn, &known.id, known.message_id.as_ref()) == (message.turn, &call.call_id, owner)
-                };
-                self.calls.iter().rfind(same)
+                let same = |known: &&CallState| (known.turn, known.message_id.as_ref()) == (message.turn, owner);
+                self.call_index.get(&call.call_id)?.iter().map(|at| &self.calls[*at]).rfind(same)
             };
             // One of a later round may have the same id and no message.
             let known = of(Some(&message.id)).or_else(|| of(None));
-            call_json(known, call).write(&mut out);
+            call_json(known, call).write(out);
+        });
+        let of_kind = |citation: bool| attached.iter().filter(move |one| matches!(one.payload, Payload::Citation(_)) == citation);
+        for (name, citation) in [("citations", true), ("files", false)] {
+            if of_kind(citation).next().is_some() {
+                key(&mut out, name);
+                list(&mut out, of_kind(citation), |out, one| one.write_json(out));
+            }
         }
-        out.push(b']');
         if let Some(model) = &message.model {
             key(&mut out, "model");
             model.write(&mut out);
@@ -624,23 +816,30 @@ impl State {
             key(&mut out, "metadata");
             metadata.write(&mut out);
         }
+        if let Some(dropped) = self.dropped_json() {
+            key(&mut out, "dropped");
+            dropped.write(&mut out);
+        }
         key(&mut out, "messages");
         self.messages_json().write(&mut out);
         // Those that wait for their result, and of the rest those that no message names.
         for (name, open) in [("open_calls", true), ("other_calls", false)] {
             key(&mut out, name);
-            out.push(b'[');
             let calls = self
                 .calls
                 .iter()
                 .filter(|call| call.turn == self.turn && call.status.is_none() == open && (open || !self.is_named(call)));
-            for (i, call) in calls.enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                call_json(Some(call), &CallRef { call_id: call.id.clone(), name: call.name.clone() }).write(&mut out);
-            }
-            out.push(b']');
+            list(&mut out, calls, |out, call| {
+                call_json(Some(call), &CallRef { call_id: call.id.clone(), name: call.name.clone() }).write(out);
+            });
+        }
+        // Of the newest turn, what no message shows.
+        let of_no_message = |one: &&Attached| {
+            one.event.seq > self.turn_start && one.message_id.as_ref().is_none_or(|id| self.message(id).is_none())
+        };
+        if self.attached.iter().any(|one| of_no_message(&one)) {
+            key(&mut out, "other_events");
+            list(&mut out, self.attached.iter().filter(of_no_message), |out, one| one.event.write_json(out));
         }
         key(&mut out, "progress");
         self.progress_json(self.updated.unwrap_or(0)).write(&mut out);
@@ -649,6 +848,26 @@ impl State {
         key(&mut out, "completion");
         self.outcome.as_ref().map(|outcome| outcome.completion.clone()).write(&mut out);
         object(out)
+    }
+}
+
+/// What a message, a call or a stage weighs beside its texts, its places in the indexes among it.
+const ENTRY_BYTES: usize = 384;
+
+impl MessageState {
+    fn weight(&self) -> usize {
+        let said = self.text.len() + self.reasoning.len() + self.refusal.as_ref().map_or(0, String::len);
+        let input = self.input.as_ref().map_or(0, |input| input.as_str().len());
+        let calls = self.calls.iter().map(|call| size_of::<CallRef>() + call.call_id.len() + call.name.len()).sum::<usize>();
+        ENTRY_BYTES + said + input + calls + self.id.len()
+    }
+}
+
+impl CallState {
+    fn weight(&self) -> usize {
+        let json = |json: &Option<Json>| json.as_ref().map_or(0, |json| json.as_str().len());
+        let texts = self.arguments_raw.len() + self.output_text.len() + json(&self.arguments) + json(&self.output);
+        ENTRY_BYTES + texts + self.id.len() + self.name.len()
     }
 }
 
@@ -716,6 +935,18 @@ pub(crate) fn key(out: &mut Vec<u8>, name: &str) {
     out.push(if out.is_empty() { b'{' } else { b',' });
     write_str(out, name);
     out.push(b':');
+}
+
+/// Writes a list.
+fn list<T>(out: &mut Vec<u8>, items: impl Iterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) {
+    out.push(b'[');
+    for (i, item) in items.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write(out, item);
+    }
+    out.push(b']');
 }
 
 /// Closes what [`key`] began.

@@ -144,7 +144,7 @@ impl Inner {
         if let (Payload::TurnStart(start), turn) = (&event.payload, event.context.turn)
             && let Some(id) = &start.client_id
         {
-            self.clients.push((id.as_str().into(), start.input.clone(), turn, event.seq - 1));
+            self.remember(id, start.input.as_ref(), turn, event.seq - 1);
         }
         self.context = event.context.clone();
         self.closed |= matches!(event.payload, Payload::SessionEnd(_));
@@ -167,7 +167,7 @@ impl Inner {
             self.state = seen;
             self.log.truncate(stored.taken);
             let head = self.log.head;
-            self.clients.retain(|(.., before)| *before < head);
+            self.requests.retain(|request| request.before < head);
             self.closed = self.state.ended;
         }
         self.log.seen = u64::MAX;
@@ -245,7 +245,7 @@ impl Session {
                         if let (Payload::TurnStart(start), turn) = (&event.payload, event.context.turn)
                             && let Some(id) = &start.client_id
                         {
-                            inner.clients.push((id.as_str().into(), start.input.clone(), turn, seq - 1));
+                            inner.remember(id, start.input.as_ref(), turn, seq - 1);
                         }
                         inner.log.base.apply(&event);
                     }

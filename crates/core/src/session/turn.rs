@@ -1,6 +1,7 @@
 //! The life of a turn: its start, and its one end, in order: open messages and calls closed, open stages and the round
 //! ended, the fallback message if nothing was said, the completion.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::state::error_json;
@@ -47,6 +48,25 @@ pub struct Ending {
     pub fallback: Option<Text>,
 }
 
+/// How many requests a session knows again; a retry comes long before so many others have.
+const MAX_REQUESTS: usize = 10_000;
+
+/// A request that had an id of its own, and the turn it started.
+#[derive(Debug)]
+pub(super) struct Request {
+    client_id: Box<str>,
+    /// Of its input, which may be a whole conversation: 64 bits tell one from another.
+    input: u64,
+    turn: u32,
+    pub(super) before: u64,
+}
+
+fn fingerprint(input: Option<&Json>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    input.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Session {
     /// Starts a turn. While one runs: [`SessionError::TurnActive`].
     pub fn start_turn(&self, options: TurnOptions) -> Result<Started, SessionError> {
@@ -79,7 +99,7 @@ impl Session {
             let turn = inner.state.turn + 1;
             let before = inner.log.head;
             if let Some(client_id) = &start.client_id {
-                inner.clients.push((client_id.as_str().into(), start.input.clone(), turn, before));
+                inner.remember(client_id, start.input.as_ref(), turn, before);
             }
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
@@ -185,12 +205,19 @@ impl Inner {
     /// The turn that an earlier request of the same client id started.
     fn known_turn(&self, session: &Arc<str>, start: &TurnStart) -> Option<Result<Started, SessionError>> {
         let client_id = start.client_id.as_ref()?;
-        let (_, input, turn, before) = self.clients.iter().find(|(known, ..)| **known == **client_id)?;
-        let (turn, before) = (*turn, *before);
-        if *input != start.input {
+        let &Request { input, turn, before, .. } = self.requests.iter().find(|known| *known.client_id == **client_id)?;
+        if input != fingerprint(start.input.as_ref()) {
             return Some(Err(SessionError::Conflict { session: session.clone(), turn }));
         }
         Some(Ok(Started { turn, before, new: false }))
+    }
+
+    /// Keeps what an equal request is known by. Of endless many, the oldest is forgotten.
+    pub(super) fn remember(&mut self, client_id: &str, input: Option<&Json>, turn: u32, before: u64) {
+        if self.requests.len() == MAX_REQUESTS {
+            self.requests.pop_front();
+        }
+        self.requests.push_back(Request { client_id: client_id.into(), input: fingerprint(input), turn, before });
     }
 
     /// Logs a fatal error and ends the turn as failed.
@@ -277,10 +304,11 @@ impl Inner {
     /// A call that waits for its result gets one when the work is stopped; a completed turn may leave its calls to the
     /// client.
     fn close_calls(&mut self, turn: u32, status: Status) {
-        for at in 0..self.state.calls.len() {
-            if self.state.calls[at].turn != turn {
-                continue;
-            }
+        let of_turn = self.state.calls.iter().filter(|call| call.turn == turn);
+        let open = of_turn.filter(|call| !call.done || call.status.is_none());
+        for (id, round) in open.map(|call| (call.id.clone(), call.round)).collect::<Vec<_>>() {
+            // Looked up one by one: a result may make the state drop what is finished.
+            let Some(at) = self.state.call_of_round(turn, round, &id) else { continue };
             self.close_call(turn, at);
             let call = &self.state.calls[at];
             if call.status.is_none() && status != Status::Completed && call.kind == Kind::Client {
