@@ -1,8 +1,8 @@
 //! One connection for commands, and what happens while there is none.
 //!
 //! Invariants: 1. a call ends within its limit, also where a name is not resolved, a handshake hangs or a server is stopped:
-//! connections are made on a thread of their own; 2. while none can be made, calls are refused at once, and it is tried again
-//! after a pause that grows to [`LONGEST_PAUSE`], with jitter; 3. a connection whose answer did not come is closed: no later call
+//! connections are made on a thread of their own; 2. while none can be made, only the first call waits, later ones are refused at
+//! once, and it is tried again after a pause that grows to [`LONGEST_PAUSE`], with jitter; 3. a connection whose answer did not come is closed: no later call
 //! can take that answer for its own; 4. no error text holds a password or what was sent.
 
 use std::io;
@@ -36,7 +36,7 @@ pub(super) struct Line {
 enum State {
     Ready(Connection),
     Busy,
-    Connecting,
+    Connecting { since: Instant },
     Down { until: Instant, why: StoreError },
 }
 
@@ -78,7 +78,7 @@ impl Line {
         let deadline = Instant::now() + limit;
         let mut answers = Vec::with_capacity(commands.len());
         for last_try in [false, true] {
-            let failure = match self.take(deadline) {
+            let failure = match self.take(limit, deadline) {
                 Err(error) => error,
                 Ok(mut connection) => match talk(&mut connection, &commands[answers.len()..], &pack, deadline, &mut answers) {
                     Ok(()) => {
@@ -110,7 +110,7 @@ impl Line {
         }
     }
 
-    fn take(&self, deadline: Instant) -> Result<Connection, StoreError> {
+    fn take(&self, limit: Duration, deadline: Instant) -> Result<Connection, StoreError> {
         let mut state = self.state.lock();
         loop {
             match std::mem::replace(&mut *state, State::Busy) {
@@ -120,7 +120,7 @@ impl Line {
                     return Err(why);
                 }
                 State::Down { .. } => {
-                    *state = State::Connecting;
+                    *state = State::Connecting { since: Instant::now() };
                     let this = self.this.clone();
                     let client = self.client.clone();
                     let spawned =
@@ -133,8 +133,12 @@ impl Line {
                 }
                 other => *state = other,
             }
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                let doing = if matches!(*state, State::Connecting) { "cannot be reached" } else { "is busy" };
+            let (patience, doing) = match *state {
+                // Others have waited for it already.
+                State::Connecting { since } => (deadline.min(since + limit), "cannot be reached"),
+                _ => (deadline, "is busy"),
+            };
+            if self.changed.wait_until(&mut state, patience).timed_out() {
                 return Err(StoreError::Unavailable(format!("{} {doing}", place(&self.client))));
             }
         }
