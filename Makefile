@@ -116,7 +116,7 @@ rust-lint:
 	@$(STEP) $@ cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 
 # nextest gives each test a process and a timeout, but runs no doc tests.
-rust-test:
+rust-test: target/.system
 ifneq ($(shell command -v cargo-nextest),)
 	@$(STEP) $@ cargo nextest run --workspace --locked --status-level slow
 else

@@ -1,10 +1,11 @@
 //! Hub, limits and sessions as Python sees them.
 
+use std::ffi::CString;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
@@ -193,9 +194,14 @@ impl Hub {
         }
         let opened = py.detach(|| {
             let (opened, options) = turnstream_core::store::open(store, durability)?;
-            core::Hub::with_store(limits, opened, options, redact)
+            let warnings = opened.warnings();
+            Ok((core::Hub::with_store(limits, opened, options, redact)?, warnings))
         });
-        let hub = Arc::new(opened.map_err(|error| errors::store(&error))?);
+        let (hub, warnings) = opened.map_err(|error| errors::store(&error))?;
+        for warning in warnings {
+            PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), &CString::new(warning)?, 1)?;
+        }
+        let hub = Arc::new(hub);
         STORED.lock().push((Arc::downgrade(&hub), generation()));
         let scheme = store.split(':').next().unwrap_or_default();
         Ok(Self { core: hub, store: scheme.into(), made: generation() })

@@ -700,8 +700,10 @@ class Limits:
 class Hub:
     """The sessions, and the store they live in. Safe from every thread.
 
-    `store`: "memory", or "sqlite:///runs.db", a file that several processes may share; UnknownStore for any other.
-    `durability`, for a file: when readers see an event. "memory": at once. "process": once it outlives this process.
+    `store`: "memory"; "sqlite:///runs.db", a file that several processes may share; "redis://user:password@host/0", a
+    Redis (6.2 or newer) or Valkey server, by TLS as "rediss://…"; UnknownStore for any other, StoreUnavailable for a
+    server that does not answer, RuntimeWarning for one that may lose what it has (an eviction policy).
+    `durability`, for a store: when readers see an event. "memory": at once. "process": once it outlives this process.
     "disk": once it outlives a power cut. A hub cannot be used in the child of a fork (ForkedProcess).
     `redact` sees each event as a dict (`type` and the event's own fields), on the thread that emits, before it is
     stored: what it returns is stored, None leaves the event out. Where it fails, `custom{name: "redaction_failed"}`

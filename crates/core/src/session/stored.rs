@@ -453,6 +453,15 @@ impl Session {
         let answer = match answer {
             // An earlier try had been carried out, whose answer was lost.
             Err(StoreError::NotNext { head }) if (batch.first..=batch.last).contains(&head) => Ok(head),
+            // Sent under the claim before this one: `begin_again` has been quicker.
+            Err(StoreError::Fenced) if self.claimed_after(batch.fence) => return self.queue_again(keeper),
+            answer => answer,
+        };
+        self.settle_answer(keeper, answer);
+    }
+
+    fn settle_answer(&self, keeper: &Shared, answer: Result<u64, StoreError>) {
+        let answer = match answer {
             Err(StoreError::Unknown) if keeper.store.forgets() => self.begin_again(keeper),
             answer => answer,
         };
@@ -463,6 +472,10 @@ impl Session {
             Err(StoreError::Unknown) => self.break_off(),
             Err(error) => self.refuse(keeper, &error),
         }
+    }
+
+    fn claimed_after(&self, fence: u64) -> bool {
+        self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence.is_some_and(|newest| newest > fence))
     }
 
     fn queue_again(&self, keeper: &Shared) {
@@ -536,8 +549,13 @@ impl Session {
         if claim.standing.epoch != **self.epoch() {
             return Err(StoreError::Fenced);
         }
-        if let Some(stored) = &mut self.inner.lock().stored {
-            stored.fence = Some(claim.fence);
+        let mut inner = self.inner.lock();
+        if let Some(fence) = inner.stored.as_mut().and_then(|stored| stored.fence.as_mut()) {
+            // The other thread may have claimed at the same time: the newest claim is the one that writes.
+            *fence = claim.fence.max(*fence);
+        } else {
+            drop(inner);
+            self.release(Some(claim.fence));
         }
         Err(StoreError::NotNext { head: claim.standing.head })
     }
@@ -635,11 +653,7 @@ impl Session {
             Err(error) if error.is_transient() => {}
             Err(error) => {
                 if self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence == Some(fence)) {
-                    if error == StoreError::Unknown && !keeper.store.forgets() {
-                        self.break_off();
-                    } else {
-                        self.refuse(keeper, &error);
-                    }
+                    self.settle_answer(keeper, Err(error));
                 }
             }
         }

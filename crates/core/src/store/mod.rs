@@ -22,6 +22,7 @@
 //! - No error text holds a password or a payload.
 
 mod memory;
+mod redis;
 mod sqlite;
 mod url;
 
@@ -30,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use memory::MemoryStore;
+pub use redis::{Keys, RedisOptions, RedisStore};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use url::open;
 
@@ -235,6 +237,11 @@ pub trait LogStore: Send + Sync + 'static {
     /// send again, and a deleted session is told by [`StoreError::Fenced`].
     fn forgets(&self) -> bool {
         false
+    }
+
+    /// What whoever runs the store should know: it works, and not as it should.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Removes `session` whoever writes it, who is fenced by it; false where there is none.

@@ -162,6 +162,10 @@ impl LogStore for Chaos {
         self.inner.expire(retention, step)
     }
 
+    fn forgets(&self) -> bool {
+        self.inner.forgets()
+    }
+
     fn delete(&self, session: &str) -> Result<bool, StoreError> {
         self.held.lock().unwrap().remove(session);
         self.inner.delete(session)

@@ -23,6 +23,10 @@ impl Folder {
         Self(path)
     }
 
+    pub fn path(&self) -> PathBuf {
+        self.0.clone()
+    }
+
     pub fn file(&self) -> PathBuf {
         self.0.join("runs.db")
     }

@@ -1,0 +1,3 @@
+local at = standing()
+if not at then return {'unknown'} end
+return {'ok', at}
