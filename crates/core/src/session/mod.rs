@@ -430,8 +430,13 @@ impl Session {
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing. Where another process
     /// writes the session, asks it to cancel its turn, and no more.
     pub fn close(&self, reason: Option<&str>) {
-        let hold = self.hold(None);
-        self.cancel("session_closed");
+        let deadline = keeper::patience();
+        let hold = self.hold_until(deadline);
+        if let Err(SessionError::NotWriter { .. }) = hold {
+            self.cancel_elsewhere("session_closed", deadline);
+            return;
+        }
+        self.cancel_here("session_closed");
         if hold.is_err() {
             return;
         }

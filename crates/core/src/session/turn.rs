@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::keeper::patience;
 use super::state::error_json;
 use super::{Inner, Session, SessionError};
 use crate::event::{
@@ -53,7 +54,8 @@ impl Session {
         let TurnOptions { input, client_id, backend, metadata } = options;
         // What is not stored is not kept to compare with either: equal requests are redacted equally.
         let start = self.redacted_start(TurnStart { input, client_id, metadata });
-        let _hold = match self.hold(None) {
+        let deadline = patience();
+        let _hold = match self.hold_until(deadline) {
             // Another process writes: what is known answers, and where a turn runs, that is why.
             Err(error @ SessionError::NotWriter { .. }) => {
                 let inner = self.inner.lock();
@@ -90,7 +92,7 @@ impl Session {
             Ok(Started { turn, before, new: true })
         });
         if started.as_ref().is_ok_and(|started| started.new) {
-            self.flush(); // its cursor is handed out: readers find it, here and elsewhere
+            self.flush_until(deadline); // its cursor is handed out: readers find it, here and elsewhere
         }
         started
     }
@@ -145,8 +147,17 @@ impl Session {
     /// another process writes the session, asks it to do so, which takes it a moment.
     pub fn cancel(&self, reason: &str) -> bool {
         if !self.inner.lock().writes() {
-            return self.cancel_elsewhere(reason);
+            return self.cancel_elsewhere(reason, patience());
         }
+        let ran = self.cancel_here(reason);
+        if ran {
+            self.flush();
+        }
+        ran
+    }
+
+    /// [`Self::cancel`] of a turn that runs here; waits for no store.
+    pub(super) fn cancel_here(&self, reason: &str) -> bool {
         let (ran, hook) = self.change(|inner| {
             if !inner.state.running || !inner.writes() {
                 return (false, None);
@@ -162,9 +173,6 @@ impl Session {
         });
         if let Some(hook) = hook {
             hook();
-        }
-        if ran {
-            self.flush();
         }
         ran
     }

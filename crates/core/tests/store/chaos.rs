@@ -162,6 +162,15 @@ impl LogStore for Chaos {
         self.inner.expire(retention, step)
     }
 
+    fn forgets(&self) -> bool {
+        self.back
+    }
+
+    fn rename(&self, session: &str, fence: u64, epoch: &str) -> Result<Standing, StoreError> {
+        self.settle(session);
+        self.inner.rename(session, fence, epoch)
+    }
+
     fn delete(&self, session: &str) -> Result<bool, StoreError> {
         self.held.lock().unwrap().remove(session);
         self.inner.delete(session)
