@@ -166,6 +166,20 @@ impl Hub {
         Ok(session)
     }
 
+    /// Whether its sessions live in a store: calls may wait for it.
+    pub fn is_stored(&self) -> bool {
+        self.shared.keeper.is_some()
+    }
+
+    /// The session `id`, where no store has to be asked: in memory, or written by this process now.
+    pub fn known(&self, id: &str) -> Option<Arc<Session>> {
+        if self.shared.keeper.is_none() {
+            return self.find(id).ok();
+        }
+        let known = self.shared.sessions.lock().by_id.get(id).cloned();
+        known.filter(|session| !session.is_broken() && session.writes())
+    }
+
     /// Waits, a while, until the store has what was logged: true if it has.
     pub fn flush(&self) -> bool {
         self.shared.all().iter().all(|session| session.flush())

@@ -157,6 +157,11 @@ impl<T> Asked<T> {
         self.known.lock().moved = Some(Instant::now());
     }
 
+    /// The answer, for the only one who waits for it.
+    pub(super) fn take(&self, deadline: Instant) -> Option<T> {
+        self.wait(deadline, Option::take)
+    }
+
     /// The answer, once it is there; `take` copies it, or takes it out.
     fn wait<A>(&self, deadline: Instant, take: impl Fn(&mut Option<T>) -> Option<A>) -> Option<A> {
         let mut known = self.known.lock();
@@ -260,10 +265,11 @@ impl Shared {
 
     /// Asks; the answer, if it is there by `deadline`.
     pub(super) fn ask<T: Send + 'static>(&self, deadline: Instant, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        self.begin(None, |_| ask()).wait(deadline, Option::take)
+        self.begin(None, |_| ask()).take(deadline)
     }
 
-    fn begin<T: Send + 'static>(
+    /// Begins to ask.
+    pub(super) fn begin<T: Send + 'static>(
         &self,
         slot: Option<Slot<T>>,
         ask: impl FnOnce(&Asked<T>) -> T + Send + 'static,

@@ -34,7 +34,7 @@ use log::Log;
 pub use produce::Taken;
 pub use state::{CallState, MessageState, Outcome, StageState, State};
 pub(crate) use state::{add_usage, empty_usage, error_json};
-pub use turn::{Ending, Started, TurnOptions};
+pub use turn::{Cancelling, Ending, Started, TurnOptions};
 pub use waiters::Ticket;
 use waiters::Waiters;
 
@@ -433,7 +433,9 @@ impl Session {
         let deadline = keeper::patience();
         let hold = self.hold_until(deadline);
         if let Err(SessionError::NotWriter { .. }) = hold {
-            self.cancel_elsewhere("session_closed", deadline);
+            if let Some(asked) = self.cancel_elsewhere("session_closed") {
+                asked.take(deadline);
+            }
             return;
         }
         self.cancel_here("session_closed");

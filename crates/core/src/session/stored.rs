@@ -945,9 +945,10 @@ impl Session {
         }
     }
 
-    /// Asks whoever writes this session to cancel its turn; whether a turn runs there. A store that is away is asked again.
-    pub(super) fn cancel_elsewhere(&self, reason: &str, deadline: Instant) -> bool {
-        let (Some(link), Some(session)) = (&self.link, self.shared()) else { return false };
+    /// Asks whoever writes this session to cancel its turn: the answer is whether a turn runs there. A store that is away is
+    /// asked again.
+    pub(super) fn cancel_elsewhere(&self, reason: &str) -> Option<Arc<Asked<bool>>> {
+        let (link, session) = (self.link.as_ref()?, self.shared()?);
         let reason = reason.to_owned();
         let ask = move || {
             let _ = session.follow();
@@ -958,7 +959,7 @@ impl Session {
             }
             running
         };
-        link.keeper.ask(deadline, ask).unwrap_or_else(|| self.look(|state| state.running))
+        Some(link.keeper.begin(None, |_| ask()))
     }
 
     fn tell_wish(&self, link: &Link) {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::keeper::patience;
+use super::keeper::{Asked, patience};
 use super::state::error_json;
 use super::{Inner, Session, SessionError};
 use crate::event::{
@@ -46,6 +46,29 @@ pub struct Ending {
     pub error: Option<Json>,
     /// The run's result: the message, where no other said anything.
     pub fallback: Option<Text>,
+}
+
+/// A cancel that has been told to whoever runs the turn.
+pub struct Cancelling {
+    /// Whether a turn ran here.
+    ran: bool,
+    /// Whether one runs elsewhere: the answer is on its way.
+    elsewhere: Option<Arc<Asked<bool>>>,
+}
+
+impl Cancelling {
+    /// Whether a turn ran, once the store knows of its end; waits at most [`super::PATIENCE`].
+    pub fn wait(self, session: &Session) -> bool {
+        match self.elsewhere {
+            None => {
+                if self.ran {
+                    session.flush();
+                }
+                self.ran
+            }
+            Some(asked) => asked.take(patience()).unwrap_or_else(|| session.look(|state| state.running)),
+        }
+    }
 }
 
 impl Session {
@@ -146,17 +169,16 @@ impl Session {
     /// Stops the running turn: ends it as cancelled with what it has so far, then calls its hook. False if none runs. Where
     /// another process writes the session, asks it to do so, which takes it a moment.
     pub fn cancel(&self, reason: &str) -> bool {
-        if !self.inner.lock().writes() {
-            return self.cancel_elsewhere(reason, patience());
-        }
-        let ran = self.cancel_here(reason);
-        if ran {
-            self.flush();
-        }
-        ran
+        self.begin_cancel(reason).wait(self)
     }
 
-    /// [`Self::cancel`] of a turn that runs here; waits for no store.
+    /// [`Self::cancel`] that waits for no store: what there is to wait for is the caller's.
+    pub fn begin_cancel(&self, reason: &str) -> Cancelling {
+        let here = self.writes();
+        Cancelling { ran: here && self.cancel_here(reason), elsewhere: if here { None } else { self.cancel_elsewhere(reason) } }
+    }
+
+    /// [`Self::cancel`] of a turn that runs here.
     pub(super) fn cancel_here(&self, reason: &str) -> bool {
         let (ran, hook) = self.change(|inner| {
             if !inner.state.running || !inner.writes() {
