@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
@@ -171,6 +171,16 @@ pub fn flush_all() {
     }
 }
 
+/// A coroutine that is done at once.
+fn returns<'py>(py: Python<'py>, value: impl IntoPyObject<'py>) -> PyResult<Bound<'py, PyAny>> {
+    py.import("turnstream._glue")?.call_method1("returns", (value,))
+}
+
+/// A coroutine that calls `function` in a thread: it may wait for a store.
+fn in_thread<'py>(function: &Bound<'py, PyAny>, arguments: Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    function.py().import("turnstream._glue")?.call_method1("in_thread", (function, arguments))
+}
+
 /// Acts on a session with the interpreter released, if it may wait for a store; at once, if it lives in memory.
 pub fn away<T: Send>(py: Python<'_>, session: &core::Session, act: impl FnOnce() -> T + Send) -> T {
     if session.is_stored() { py.detach(act) } else { act() }
@@ -225,7 +235,39 @@ impl Hub {
         Ok(Session { session, made: self.made })
     }
 
-    /// All sessions, newest activity first.
+    /// `session`, awaited: a store is read in a thread, and the loop runs on.
+    #[pyo3(signature = (id = None))]
+    fn asession<'py>(slf: &Bound<'py, Self>, id: Option<&str>) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let known = id.and_then(|id| this.core.known(id)).map(|session| Session { session, made: this.made });
+        if this.core.is_stored() && known.is_none() {
+            return in_thread(&slf.getattr("session")?, (id,).into_pyobject(slf.py())?);
+        }
+        check_fork(this.made)?;
+        returns(slf.py(), known.map_or_else(|| this.session(slf.py(), id), Ok)?)
+    }
+
+    /// `find`, awaited: a store is read in a thread, and the loop runs on.
+    fn afind<'py>(slf: &Bound<'py, Self>, id: &str) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let known = this.core.known(id).map(|session| Session { session, made: this.made });
+        if this.core.is_stored() && known.is_none() {
+            return in_thread(&slf.getattr("find")?, (id,).into_pyobject(slf.py())?);
+        }
+        check_fork(this.made)?;
+        returns(slf.py(), known.map_or_else(|| this.find(slf.py(), id), Ok)?)
+    }
+
+    /// `delete`, awaited: a store is told in a thread, and the loop runs on.
+    fn adelete<'py>(slf: &Bound<'py, Self>, id: &str) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        if this.core.is_stored() {
+            return in_thread(&slf.getattr("delete")?, (id,).into_pyobject(slf.py())?);
+        }
+        returns(slf.py(), this.delete(slf.py(), id)?)
+    }
+
+    /// The sessions that this process has open, newest activity first: all of them in memory, of a store's those it has used.
     fn sessions(&self) -> PyResult<Vec<Session>> {
         check_fork(self.made)?;
         Ok(self.core.sessions().into_iter().map(|session| Session { session, made: self.made }).collect())
@@ -388,6 +430,22 @@ impl Session {
             away(slf.py(), &this.session, || this.session.start_turn(options)).map_err(|error| errors::session(&error))?;
         let session = Self { session: this.session.clone(), made: this.made };
         Ok(Turn::new(session, &started, input.map(|input| input.clone().unbind()), principal))
+    }
+
+    /// `turn`, awaited: a store is asked in a thread, and the loop runs on.
+    #[pyo3(signature = (input = None, **options))]
+    fn aturn<'py>(
+        slf: &Bound<'py, Self>,
+        input: Option<&Bound<'py, PyAny>>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let turn = slf.getattr("turn")?;
+        if !slf.get().core()?.is_stored() {
+            return returns(py, turn.call((input,), options)?);
+        }
+        let start = py.import("functools")?.getattr("partial")?.call((turn, input), options)?;
+        in_thread(&start, PyTuple::empty(py))
     }
 
     /// A callable `emit(type, payload=None, *, turn=None, **fields) -> seq`, safe from every thread.
@@ -598,8 +656,16 @@ impl Session {
     #[pyo3(signature = (reason = "cancelled"))]
     fn cancel<'py>(&self, py: Python<'py>, reason: &str) -> PyResult<Bound<'py, PyAny>> {
         let session = self.core()?;
-        let ran = away(py, session, || session.cancel(reason));
-        py.import("turnstream._glue")?.call_method1("returns", (ran,))
+        let begun = away(py, session, || session.begin_cancel(reason));
+        if !session.is_stored() {
+            return returns(py, begun.wait(session));
+        }
+        let (session, begun) = (session.clone(), Mutex::new(Some(begun)));
+        let wait = move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> bool {
+            let begun = begun.lock().take();
+            arguments.py().detach(|| begun.is_some_and(|begun| begun.wait(&session)))
+        };
+        in_thread(PyCFunction::new_closure(py, None, None, wait)?.as_any(), PyTuple::empty(py))
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.

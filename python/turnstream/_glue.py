@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turnstream import Turn
 
 T = TypeVar("T")
@@ -14,6 +16,11 @@ T = TypeVar("T")
 async def returns(value: T) -> T:
     """A coroutine that is done at once."""
     return value
+
+
+async def in_thread(function: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    """Calls what may wait for a store; meanwhile the loop runs on."""
+    return await asyncio.to_thread(function, *arguments)
 
 
 async def enter_turn(turn: Turn) -> Turn:

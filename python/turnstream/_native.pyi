@@ -723,11 +723,19 @@ class Hub:
         """Where its sessions live: "memory", or the scheme of the store's URL."""
     def session(self, id: str | None = None) -> Session:
         """The session `id`, made if it is new; without an id, a new one under an id nobody can guess. HubFull for a
-        new one where `max_sessions` are in use."""
+        new one where `max_sessions` are in use. Where it lives in a store, this waits for it: StoreUnavailable after
+        half a second without an answer; on a loop, await `asession`."""
     def find(self, id: str) -> Session:
-        """The session `id`, or UnknownSession; never makes one."""
+        """The session `id`, or UnknownSession; never makes one. It waits for a store as `session` does."""
+    def asession(self, id: str | None = None) -> Coroutine[Any, Any, Session]:
+        """`session`, awaited: a store is read in a thread, and the loop runs on."""
+    def afind(self, id: str) -> Coroutine[Any, Any, Session]:
+        """`find`, awaited: a store is read in a thread, and the loop runs on."""
+    def adelete(self, id: str) -> Coroutine[Any, Any, bool]:
+        """`delete`, awaited: a store is told in a thread, and the loop runs on."""
     def sessions(self) -> list[Session]:
-        """All sessions, newest activity first."""
+        """The sessions that this process has open, newest activity first: all of them in memory, of a store's those it
+        has used."""
     def delete(self, id: str) -> bool:
         """Ends the session (its running turn as cancelled) and forgets it. False when there was none."""
     def check_stalls(self, timeout_s: float) -> list[Session]:
@@ -770,8 +778,18 @@ class Session:
         """Starts a turn (logs `turn_start`). TurnActive while one runs; SessionClosed after the session's end.
 
         With a `client_id` that came before and an equal input, the turn that was started then, running or ended
-        (`turn.started` is False); with another input, Conflict.
+        (`turn.started` is False); with another input, Conflict. It waits for a store as `Hub.session` does.
         """
+    def aturn(
+        self,
+        input: Any = None,
+        *,
+        backend: str | None = None,
+        client_id: str | None = None,
+        metadata: Any = None,
+        principal: Any = None,
+    ) -> Coroutine[Any, Any, Turn]:
+        """`turn`, awaited: a store is asked in a thread, and the loop runs on."""
     def emitter(self) -> Emitter:
         """A callable `emit(type, payload=None, *, turn=None, **fields) -> seq`, safe from every thread."""
     def read(
@@ -903,7 +921,7 @@ class Session:
         what it raises is counted. `complete=False` leaves the turn open."""
     def cancel(self, reason: str = "cancelled") -> Coroutine[Any, Any, bool]:
         """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
-        usage, and cancels its task. Awaits to False when none was running."""
+        usage, and cancels its task. Awaits to False when none was running, once a store knows of it."""
     def close(self, reason: str | None = None) -> None:
         """Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing."""
     def __eq__(self, other: object, /) -> bool: ...

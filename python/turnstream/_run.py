@@ -12,7 +12,7 @@ import contextvars
 import inspect
 import logging
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import aclosing, closing
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -47,7 +47,7 @@ class Runner:
         self._agent = agent
         self._running: dict[asyncio.Task[None], Turn] = {}
 
-    def start(
+    async def start(
         self, session: Session, input: Any, *, client_id: str | None = None, metadata: Any = None, principal: Any = None
     ) -> Started:
         """Starts a turn and its agent.
@@ -56,7 +56,7 @@ class Runner:
         TurnActive while a turn runs, SessionClosed after the session's end.
         """
         loop = asyncio.get_running_loop()
-        turn = session.turn(input, client_id=client_id, metadata=metadata, principal=principal)
+        turn = await session.aturn(input, client_id=client_id, metadata=metadata, principal=principal)
         if not turn.started:
             return Started(turn.number, turn.cursor)
         task = loop.create_task(self._run(turn), name=f"turnstream {session.id} {turn.number}")
@@ -94,11 +94,13 @@ class Runner:
     async def close(self, reason: str = "shutdown") -> None:
         """Cancels all running turns and waits up to GRACE_S for their agents. What an agent does after that is lost."""
         running = dict(self._running)
+        stored: list[Coroutine[Any, Any, bool]] = []
         for task, turn in running.items():
             if turn.ended:
                 task.cancel(reason)
             else:  # cancels the task too, and a second time would cut its cleaning up short
-                await turn.session.cancel(reason)
+                stored.append(turn.session.cancel(reason))
+        await asyncio.gather(*stored)  # one wait for a store that does not answer, not one for each
         if running:
             await asyncio.wait(running, timeout=GRACE_S)
 

@@ -1212,7 +1212,9 @@ fn what_is_dropped_is_the_same_wherever_the_log_is_folded() {
         end(&session, turn);
     }
     let mut state = State::bounded(20_000);
-    all(&session).iter().for_each(|event| state.apply(event));
+    for event in all(&session) {
+        state.apply(&event);
+    }
     assert_eq!(session.head_snapshot().1, state.snapshot_json());
     assert!(state.dropped.messages > 0 && state.dropped.events > 0);
 }

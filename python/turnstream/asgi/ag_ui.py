@@ -25,7 +25,7 @@ async def ag_ui(app: "App", request: Request) -> ASGIApp:
         raise HTTPError(422, "bad_body", "runId is missing", parameter="runId")
     if not isinstance(body.get("messages"), list):
         raise HTTPError(422, "bad_body", "messages is a list", parameter="messages")
-    started = app.start(session, {"input": body, "client_id": run, "metadata": {"protocol": "ag-ui"}})
+    started = await app.start(session, {"input": body, "client_id": run, "metadata": {"protocol": "ag-ui"}})
     return app.stream(session, StreamQuery(after=started["cursor"], format="ag-ui"))
 
 

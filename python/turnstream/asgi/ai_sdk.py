@@ -34,7 +34,7 @@ async def ai_sdk(app: "App", request: Request) -> ASGIApp:
     # Results of tools that ran in the browser come with the answer that called them: it goes on under its own id.
     goes_on = last["role"] == "assistant" and trigger != REGENERATE
     metadata = {"protocol": "ai-sdk"} | ({"message_id": last["id"]} if goes_on else {})
-    started = app.start(session, {"input": body, "client_id": _request_id(body, last, trigger), "metadata": metadata})
+    started = await app.start(session, {"input": body, "client_id": _request_id(body, last, trigger), "metadata": metadata})
     return app.stream(session, StreamQuery(after=started["cursor"], format="ai-sdk"))
 
 
@@ -65,7 +65,7 @@ async def ai_sdk_stream(app: "App", request: Request) -> ASGIApp:
     """200 with the running turn from its start; 204 when none runs."""
     chat = request.scope["path_params"]["session_id"]
     try:
-        session = app.hub.find(chat) if SESSION_ID.fullmatch(chat) else None
+        session = await app.hub.afind(chat) if SESSION_ID.fullmatch(chat) else None
     except UnknownSession:
         session = None
     if session is None or session.status()["state"] != "running":

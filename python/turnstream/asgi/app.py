@@ -212,11 +212,11 @@ class App:
             raise HTTPError(401, "unauthorized", "say who you are", headers={"www-authenticate": "Bearer"})
         return principal
 
-    def find(self, request: Request) -> Session:
+    async def find(self, request: Request) -> Session:
         session_id = request.scope["path_params"]["session_id"]
         if SESSION_ID.fullmatch(session_id) is None:
             raise HTTPError(404, "unknown_session", "no session has such an id")
-        return self.hub.find(session_id)
+        return await self.hub.afind(session_id)
 
     async def open(self, request: Request, session_id: object, parameter: str) -> Session:
         """The session that a body names, made where there is none, once the auth hook allows it."""
@@ -226,18 +226,18 @@ class App:
         await self.authorize(request.scope)
         if self._runner is None:
             raise HTTPError(501, "no_agent", "this server runs no agent")
-        return self.hub.session(session_id)
+        return await self.hub.asession(session_id)
 
     def stream(self, session: Session, query: StreamQuery | None = None) -> EventStream:
         """The session's events as a response; `query` overrides what the request asks for."""
         return EventStream(session, query, heartbeat_s=self.heartbeat_s, retry_ms=self.retry_ms, streams=self.streams)
 
-    def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+    async def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
         if self._runner is None:
             raise HTTPError(501, "no_agent", "this server runs no agent")
         if self.streams.closing:
             raise HTTPError(503, "shutting_down", "the server is shutting down")
-        started = self._runner.start(
+        started = await self._runner.start(
             session,
             body["input"],
             client_id=text_field(body, "client_id"),

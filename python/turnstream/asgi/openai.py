@@ -110,14 +110,14 @@ def _stream(app: "App", run: _Run, format: Format) -> EventStream:
     return app.stream(run.session, StreamQuery(after=run.cursor, format=format))
 
 
-def _start(app: "App", session: Session | None, body: dict[str, Any]) -> _Run:
+async def _start(app: "App", session: Session | None, body: dict[str, Any]) -> _Run:
     new = session is None
-    session = session or app.hub.session()
+    session = session or await app.hub.asession()
     try:
-        return _Run(session, app.start(session, {"input": body})["cursor"])
+        return _Run(session, (await app.start(session, {"input": body}))["cursor"])
     except BaseException:
         if new:
-            app.hub.delete(session.id)
+            await app.hub.adelete(session.id)
         raise
 
 
@@ -142,7 +142,7 @@ async def _read(request: Request, content: str, kinds: type | tuple[type, ...]) 
 async def chat_completions(app: "App", request: Request) -> ASGIApp:
     """200 with the agent's answer: `chat.completion.chunk` frames, or one `chat.completion`."""
     body = await _read(request, "messages", list)
-    run = _start(app, None, body)
+    run = await _start(app, None, body)
     return _stream(app, run, "openai-chat") if body.get("stream") else _Whole(app, run, "openai-chat")
 
 
@@ -154,7 +154,7 @@ async def create_response(app: "App", request: Request) -> ASGIApp:
         session = await _continued(app, request.scope, previous)
     if body.get("conversation") is not None:
         raise HTTPError(400, "unsupported", "go on with previous_response_id", parameter="conversation")
-    run = _start(app, session, body)
+    run = await _start(app, session, body)
     if body.get("stream"):
         return _stream(app, run, "openai-responses")
     return _answer(run, "openai-responses") if body.get("background") else _Whole(app, run, "openai-responses")
@@ -165,7 +165,7 @@ async def _continued(app: "App", scope: Scope, previous: str) -> Session:
     params = {"response_id": previous}
     _name_session(params)
     await app.authorize({**scope, "path_params": params})
-    return _find(app, params).session
+    return (await _find(app, params)).session
 
 
 def _name_session(params: dict[str, str]) -> None:
@@ -174,11 +174,11 @@ def _name_session(params: dict[str, str]) -> None:
         params["session_id"] = found["session_id"]
 
 
-def _find(app: "App", params: dict[str, str]) -> _Run:
+async def _find(app: "App", params: dict[str, str]) -> _Run:
     found = _RESPONSE_ID.fullmatch(params["response_id"])
     if found is not None and SESSION_ID.fullmatch(found["session_id"]):
         with suppress(UnknownSession):
-            run = _Run(app.hub.find(found["session_id"]), found["cursor"].replace("_", "."))
+            run = _Run(await app.hub.afind(found["session_id"]), found["cursor"].replace("_", "."))
             with suppress(TurnstreamError):
                 known = (
                     run.session.answer(run.cursor, "openai-responses") if found["epoch"] == run.session.epoch else None
@@ -190,7 +190,7 @@ def _find(app: "App", params: dict[str, str]) -> _Run:
 
 async def retrieve_response(app: "App", request: Request) -> ASGIApp:
     """200 with the response as it stands; with `stream=true`, its events after number `starting_after`."""
-    run = _find(app, request.scope["path_params"])
+    run = await _find(app, request.scope["path_params"])
     query = parse_qs(request.scope["query_string"].decode("latin-1"))
     if query.get("stream", ["false"])[-1] != "true":
         return _answer(run, "openai-responses")
@@ -202,7 +202,7 @@ async def retrieve_response(app: "App", request: Request) -> ASGIApp:
 
 async def cancel_response(app: "App", request: Request) -> ASGIApp:
     """200 with the response; cancelled, if it was running."""
-    run = _find(app, request.scope["path_params"])
+    run = await _find(app, request.scope["path_params"])
     text = run.session.answer(run.cursor, "openai-responses") or "{}"
     if json.loads(text).get("status") == "in_progress":
         await run.session.cancel()

@@ -95,7 +95,7 @@ def _wait_s(scope: Scope) -> float:
 
 async def poll(app: "App", request: Request) -> ASGIApp:
     """200 `{"events", "cursor", "status", "more", "ended"}`, at once where something is there, else within `wait_s`."""
-    session = app.find(request)
+    session = await app.find(request)
     query = StreamQuery.of(request.scope)
     wait_s = 0.0 if request.scope["method"] == "HEAD" else _wait_s(request.scope)
     try:

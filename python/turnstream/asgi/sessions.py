@@ -27,15 +27,15 @@ async def create(app: "App", request: Request) -> ASGIApp:
         if SESSION_ID.fullmatch(session_id) is None:
             raise HTTPError(422, "bad_session_id", SESSION_ID_RULE)
         with suppress(UnknownSession):
-            app.hub.find(session_id)
+            await app.hub.afind(session_id)
             raise HTTPError(409, "session_exists", "a session of that id exists", session_id=session_id)
-    session = app.hub.session(session_id)
+    session = await app.hub.asession(session_id)
     started: dict[str, Any] = {"turn": None, "cursor": session.cursor}
     if body.get("input") is not None:
         try:
-            started = app.start(session, body)
+            started = await app.start(session, body)
         except BaseException:
-            app.hub.delete(session.id)
+            await app.hub.adelete(session.id)
             raise
     elif metadata is not None:
         session.emitter()("custom", {"name": "session_metadata", "data": metadata})
@@ -54,37 +54,37 @@ async def list_sessions(app: "App", request: Request) -> ASGIApp:
 
 async def status(app: "App", request: Request) -> ASGIApp:
     """200 with the session's status."""
-    return Answer(200, app.find(request).status())
+    return Answer(200, (await app.find(request)).status())
 
 
 async def delete(app: "App", request: Request) -> ASGIApp:
     """204; a running turn is cancelled."""
-    app.hub.delete(app.find(request).id)
+    await app.hub.adelete((await app.find(request)).id)
     return Answer(204)
 
 
 async def start_turn(app: "App", request: Request) -> ASGIApp:
     """202 `{"turn", "cursor"}`: the turn's events come after the cursor."""
-    session = app.find(request)
+    session = await app.find(request)
     body = await request.json()
     if body.get("input") is None:
         raise HTTPError(422, "bad_body", "a turn has an input", parameter="input")
-    return Answer(202, app.start(session, body))
+    return Answer(202, await app.start(session, body))
 
 
 async def events(app: "App", request: Request) -> ASGIApp:
     """200 with the stream, 204 when nothing can follow the cursor; see EventStream."""
-    return app.stream(app.find(request))
+    return app.stream(await app.find(request))
 
 
 async def messages(app: "App", request: Request) -> ASGIApp:
     """200 `{"messages": […], "cursor"}`: events that follow the cursor are those that the messages do not hold yet."""
-    return Answer(200, app.find(request).snapshot())
+    return Answer(200, (await app.find(request)).snapshot())
 
 
 async def result(app: "App", request: Request) -> ASGIApp:
     """200 with the last turn's completion; 202 `{"state", "turn"}` while there is none."""
-    session = app.find(request)
+    session = await app.find(request)
     if (result := session.result()) is not None:
         return Answer(200, result)
     status = session.status()
@@ -93,7 +93,7 @@ async def result(app: "App", request: Request) -> ASGIApp:
 
 async def cancel(app: "App", request: Request) -> ASGIApp:
     """202 `{"state", "turn"}`, also for a turn that was cancelled before; 409 when it has ended otherwise."""
-    session = app.find(request)
+    session = await app.find(request)
     reason = text_field(await request.json(), "reason")
     told = await session.cancel(reason or "cancelled")
     status = session.status()

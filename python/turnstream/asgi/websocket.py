@@ -166,7 +166,7 @@ class EventSocket:
     async def _input(self, frame: dict[str, Any]) -> dict[str, Any]:
         if frame.get("input") is None:
             raise HTTPError(422, "bad_frame", "a turn has an input", parameter="input")
-        return self._app.start(self._session, frame)
+        return await self._app.start(self._session, frame)
 
     async def _cancel(self, frame: dict[str, Any]) -> dict[str, Any]:
         await self._session.cancel(text_field(frame, "reason") or "cancelled")
@@ -241,7 +241,7 @@ def _check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
 async def socket(app: "App", request: Request) -> ASGIApp:
     """The session's socket. It follows the session unless the query says otherwise; see EventSocket."""
     _check_origin(request.scope, app.origins)
-    session = app.find(request)
+    session = await app.find(request)
     if app.streams.is_full(session):
         raise HTTPError(429, "too_many_readers", "too many streams are open")
     return EventSocket(app, session, request.scope, StreamQuery.of(request.scope, follow="session"))

@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::keeper::{Keeper, StoreOptions};
+use super::keeper::{Asked, Keeper, Slot, StoreOptions, patience, too_late};
 use super::redact::Redact;
 use super::{Limits, Session, SessionError, now_ms};
 use crate::store::{LogStore, StoreError, is_key};
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     sessions: Mutex<Sessions>,
     /// None: in memory.
     keeper: Option<Arc<Keeper>>,
+    /// Sessions that are being read, by id and whether they are made where there is none.
+    opening: Mutex<Opening>,
     totals: Arc<Totals>,
     forgotten: AtomicU64,
     making_room: Mutex<()>,
@@ -42,6 +45,9 @@ pub(crate) struct Totals {
     events_wall: AtomicU64,
     bytes_wall: AtomicU64,
 }
+
+type Opened = Result<Arc<Session>, SessionError>;
+type Opening = HashMap<(Arc<str>, bool), Slot<Opened>>;
 
 struct Sessions {
     by_id: HashMap<Arc<str>, Arc<Session>>,
@@ -96,6 +102,7 @@ impl Hub {
         let shared = Shared {
             redact,
             keeper,
+            opening: Mutex::default(),
             sessions: Mutex::new(Sessions { by_id: HashMap::new(), swept: now_ms() }),
             totals: Arc::new(Totals {
                 events: AtomicU64::new(0),
@@ -116,7 +123,9 @@ impl Hub {
     }
 
     /// The session `id`, made if it is new; without an id, a new one under an id nobody can guess. What a store has of it is
-    /// there when this returns; a turn whose writer is gone has been ended.
+    /// there when this returns; a turn whose writer is gone has been ended. A store that does not answer is waited for no
+    /// longer than [`super::PATIENCE`]; one that reads a long history, until it has. Of a session that is known, what is known
+    /// is given then.
     ///
     /// # Errors
     /// [`SessionError::Full`] for a new one where `max_sessions` are in use; what the store says, of a hub with one.
@@ -157,6 +166,20 @@ impl Hub {
         Ok(session)
     }
 
+    /// Whether its sessions live in a store: calls may wait for it.
+    pub fn is_stored(&self) -> bool {
+        self.shared.keeper.is_some()
+    }
+
+    /// The session `id`, where no store has to be asked: in memory, or written by this process now.
+    pub fn known(&self, id: &str) -> Option<Arc<Session>> {
+        if self.shared.keeper.is_none() {
+            return self.find(id).ok();
+        }
+        let known = self.shared.sessions.lock().by_id.get(id).cloned();
+        known.filter(|session| !session.is_broken() && session.writes())
+    }
+
     /// Waits, a while, until the store has what was logged: true if it has.
     pub fn flush(&self) -> bool {
         self.shared.all().iter().all(|session| session.flush())
@@ -183,7 +206,12 @@ impl Hub {
                 session.break_off();
                 session.leave_hub();
             }
-            return if is_key(id) { keeper.store.delete(id).map_err(SessionError::Store) } else { Ok(false) };
+            if !is_key(id) {
+                return Ok(false);
+            }
+            let (store, id) = (keeper.store.clone(), id.to_owned());
+            let deleted = keeper.ask(patience(), move || store.delete(&id));
+            return deleted.ok_or_else(too_late)?.map_err(SessionError::Store);
         }
         Ok(session.is_some_and(|session| {
             session.close(Some("deleted"));
@@ -195,12 +223,16 @@ impl Hub {
     /// Ends all sessions and forgets them. In a store they stay: only the turns that run here are ended.
     pub fn close(&self) {
         let all: Vec<_> = self.shared.sessions.lock().by_id.drain().map(|(_, session)| session).collect();
-        for session in all {
+        for session in &all {
             if self.shared.keeper.is_none() {
                 session.close(Some("hub_closed"));
             } else if session.writes() {
-                session.cancel("hub_closed");
+                session.cancel_here("hub_closed");
             }
+        }
+        let deadline = patience(); // one for all
+        for session in all {
+            session.flush_until(deadline);
             session.leave_hub();
         }
     }
@@ -241,22 +273,14 @@ impl Shared {
         if !is_key(id) {
             return Err(if create { SessionError::BadId } else { SessionError::Unknown });
         }
+        let deadline = patience();
         for _ in 0..3 {
             let known = self.sessions.lock().by_id.get(id).cloned();
-            let session = if let Some(session) = known.filter(|session| !session.is_broken()) {
-                session
-            } else {
-                // Read without the map's lock; of two that read at once, one is kept.
-                let opened = Session::open_stored(id, self, keeper, create)?;
-                let mut sessions = self.make_place()?;
-                let kept = sessions.by_id.entry(opened.id().clone()).or_insert_with(|| opened.clone());
-                if kept.is_broken() {
-                    kept.leave_hub();
-                    *kept = opened;
-                }
-                kept.clone()
+            let session = match known.filter(|session| !session.is_broken()) {
+                Some(session) => session,
+                None => self.opened(keeper, id, create, deadline)?,
             };
-            match session.follow() {
+            match session.follow_until(deadline) {
                 // Gone, or begun anew, since it was read.
                 Err(SessionError::Unknown) => {}
                 // Somebody else ends the turn, or the store is away: what is known is given.
@@ -264,6 +288,31 @@ impl Shared {
             }
         }
         Err(SessionError::Unknown)
+    }
+
+    /// The session as the store has it, read by one of those who want it, for all of them.
+    fn opened(self: &Arc<Self>, keeper: &Arc<Keeper>, id: &str, create: bool, deadline: Instant) -> Opened {
+        let key = (Arc::from(id), create);
+        let slot = self.opening.lock().entry(key.clone()).or_default().clone();
+        let (hub, keeping) = (self.clone(), keeper.clone());
+        let open = move |asked: &Asked<Opened>| {
+            let (id, create) = &key;
+            let opened = Session::open_stored(id, &hub, &keeping, *create, asked).and_then(|opened| hub.keep(opened));
+            hub.opening.lock().remove(&key);
+            opened
+        };
+        keeper.share(&slot, deadline, open).ok_or_else(too_late)?
+    }
+
+    /// Puts a session that was read into the map, unless one is there.
+    fn keep(&self, opened: Arc<Session>) -> Opened {
+        let mut sessions = self.make_place()?;
+        let kept = sessions.by_id.entry(opened.id().clone()).or_insert_with(|| opened.clone());
+        if kept.is_broken() {
+            kept.leave_hub();
+            *kept = opened;
+        }
+        Ok(kept.clone())
     }
 
     /// The map, with room for one more.

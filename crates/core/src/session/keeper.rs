@@ -1,19 +1,21 @@
-//! The two threads of a hub whose sessions live in a store: one writes, one keeps.
+//! The threads of a hub whose sessions live in a store: one writes, one keeps, a few ask.
 //!
 //! The writing thread appends what all sessions logged, many sessions a commit: at once after silence, then at most every
 //! [`GATHER`], earlier where [`BATCH_EVENTS`] or [`BATCH_BYTES`] wait. The keeping thread renews leases, follows sessions
-//! that others write, and has the store expire what is old, in small steps.
+//! that others write, and has the store expire what is old, in small steps. The asking threads call the store for whoever
+//! waits for its answer.
 //!
 //! Invariants: 1. what waits for the store is bounded by [`BACKLOG_EVENTS`] and [`BACKLOG_BYTES`] a hub: beyond, an emit waits,
 //! at most [`PATIENCE`], and is refused; 2. an append whose answer was lost is repeated until the store answers; 3. the
-//! threads end when hub and sessions are gone, and nothing waits unwritten; 4. no session's lock is held during a store's call.
+//! threads end when hub and sessions are gone, and nothing waits unwritten; 4. no session's lock is held during a store's call;
+//! 5. no caller's thread calls the store: it waits for one that does, at most [`PATIENCE`] beyond the store's last answer.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::stored::Batch;
 use super::{Session, SessionError, hub};
@@ -35,6 +37,10 @@ pub const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(250);
 /// A commit that failed for a while is tried again this often at least.
 const RETRY: Duration = Duration::from_millis(500);
+/// Threads that may wait for the store's answers at one time; what is asked beyond that waits for one of them.
+const ASKERS: usize = 8;
+/// An asking thread without work ends after so long.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// How a hub uses its store.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +63,17 @@ impl Default for StoreOptions {
     }
 }
 
-/// What hub, sessions and the two threads share.
+/// Until when a call that begins now waits for the store.
+pub(super) fn patience() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// The store has not answered by then.
+pub(super) fn too_late() -> SessionError {
+    SessionError::Store(StoreError::Unavailable(format!("no answer within {} ms", PATIENCE.as_millis())))
+}
+
+/// What hub, sessions and the threads share.
 pub(crate) struct Shared {
     pub(super) store: Arc<dyn LogStore>,
     pub(super) options: StoreOptions,
@@ -74,12 +90,92 @@ pub(crate) struct Shared {
     hints: Condvar,
     known: Mutex<Vec<Weak<Session>>>,
     stopped: AtomicBool,
+    askers: Arc<Askers>,
 }
 
 #[derive(Default)]
 struct Hinted {
     sessions: HashSet<Box<str>>,
     all: bool,
+}
+
+/// The asking threads, made when they are needed.
+#[derive(Default)]
+struct Askers {
+    jobs: Mutex<Jobs>,
+    wanted: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Box<dyn FnOnce() + Send>>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Askers {
+    fn run(&self) {
+        let mut jobs = self.jobs.lock();
+        loop {
+            if let Some(job) = jobs.waiting.pop_front() {
+                MutexGuard::unlocked(&mut jobs, job);
+                continue;
+            }
+            jobs.idle += 1;
+            let over = self.wanted.wait_for(&mut jobs, IDLE).timed_out();
+            jobs.idle -= 1;
+            if over && jobs.waiting.is_empty() {
+                jobs.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+/// A question to the store that is under way; whoever wants to know the same waits for the same answer.
+pub(super) struct Asked<T> {
+    known: Mutex<Known<T>>,
+    changed: Condvar,
+}
+
+struct Known<T> {
+    answer: Option<T>,
+    /// When the store last answered a part of it.
+    moved: Option<Instant>,
+}
+
+/// Where a question is found while it is under way.
+pub(super) type Slot<T> = Arc<Mutex<Option<Arc<Asked<T>>>>>;
+
+impl<T> Asked<T> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { known: Mutex::new(Known { answer: None, moved: None }), changed: Condvar::new() })
+    }
+
+    /// A part of the answer is there: the next may take as long again.
+    pub(super) fn moves(&self) {
+        self.known.lock().moved = Some(Instant::now());
+    }
+
+    /// The answer, for the only one who waits for it.
+    pub(super) fn take(&self, deadline: Instant) -> Option<T> {
+        self.wait(deadline, Option::take)
+    }
+
+    /// The answer, once it is there; `take` copies it, or takes it out.
+    fn wait<A>(&self, deadline: Instant, take: impl Fn(&mut Option<T>) -> Option<A>) -> Option<A> {
+        let mut known = self.known.lock();
+        loop {
+            if known.answer.is_some() {
+                return take(&mut known.answer);
+            }
+            let until = known.moved.map_or(deadline, |moved| deadline.max(moved + PATIENCE));
+            if self.changed.wait_until(&mut known, until).timed_out() && known.moved.is_none_or(|moved| moved + PATIENCE <= until)
+            {
+                return take(&mut known.answer);
+            }
+        }
+    }
 }
 
 /// A hub's hold on its store; the threads end with it.
@@ -118,6 +214,7 @@ impl Keeper {
             hints: Condvar::new(),
             known: Mutex::default(),
             stopped: AtomicBool::new(false),
+            askers: Arc::default(),
         });
         let listener = Arc::downgrade(&shared);
         shared.store.listen(Arc::new(move |session| {
@@ -142,6 +239,60 @@ impl Keeper {
 }
 
 impl Shared {
+    /// Calls `job`, which calls the store, on a thread that has time for it.
+    pub(super) fn later(&self, job: impl FnOnce() + Send + 'static) {
+        let mut jobs = self.askers.jobs.lock();
+        jobs.waiting.push_back(Box::new(job));
+        if jobs.idle < jobs.waiting.len() && jobs.threads < ASKERS {
+            let askers = self.askers.clone();
+            let spawned = std::thread::Builder::new().name("turnstream-ask".into()).spawn(move || askers.run());
+            jobs.threads += usize::from(spawned.is_ok()); // otherwise the others get to it
+        }
+        drop(jobs);
+        self.askers.wanted.notify_one();
+    }
+
+    /// Asks what `slot` is for, unless somebody has and waits; the answer, if it is there by `deadline`.
+    pub(super) fn share<T: Clone + Send + 'static>(
+        &self,
+        slot: &Slot<T>,
+        deadline: Instant,
+        ask: impl FnOnce(&Asked<T>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let asked = slot.lock().get_or_insert_with(|| self.begin(Some(slot.clone()), ask)).clone();
+        asked.wait(deadline, |answer| answer.clone())
+    }
+
+    /// Asks; the answer, if it is there by `deadline`.
+    pub(super) fn ask<T: Send + 'static>(&self, deadline: Instant, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        self.begin(None, |_| ask()).take(deadline)
+    }
+
+    /// Begins to ask.
+    pub(super) fn begin<T: Send + 'static>(
+        &self,
+        slot: Option<Slot<T>>,
+        ask: impl FnOnce(&Asked<T>) -> T + Send + 'static,
+    ) -> Arc<Asked<T>> {
+        let asked = Asked::new();
+        let asking = asked.clone();
+        self.later(move || {
+            let answer = ask(&asking);
+            if let Some(slot) = slot {
+                slot.lock().take(); // first: whoever asks from now on wants a newer answer
+            }
+            asking.known.lock().answer = Some(answer);
+            asking.changed.notify_all();
+        });
+        asked
+    }
+
+    /// Something that was waited for may have come.
+    pub(super) fn tell_waiting(&self) {
+        drop(self.answered.lock()); // whoever looked before waits by now
+        self.answers.notify_all();
+    }
+
     /// Has `session`'s pending events written.
     pub(super) fn queue(&self, session: Arc<Session>) {
         self.queue.lock().push(session);
@@ -169,17 +320,16 @@ impl Shared {
     }
 
     /// Waits, at most [`PATIENCE`], until the store has caught up enough to take more.
-    pub(super) fn make_room(&self) -> Result<(), SessionError> {
-        if !self.full() || self.wait(PATIENCE, || !self.full()) {
+    pub(super) fn make_room(&self, deadline: Option<Instant>) -> Result<(), SessionError> {
+        if !self.full() || self.wait(deadline.unwrap_or_else(patience), || !self.full()) {
             return Ok(());
         }
         let waiting = self.events.load(Ordering::Relaxed);
         Err(SessionError::Store(StoreError::Unavailable(format!("{waiting} events wait for it already"))))
     }
 
-    /// Waits until `done` says so, looking after each commit; false once `limit` is over.
-    pub(super) fn wait(&self, limit: Duration, done: impl Fn() -> bool) -> bool {
-        let deadline = Instant::now() + limit;
+    /// Waits until `done` says so, looking after each commit; false once `deadline` is over.
+    pub(super) fn wait(&self, deadline: Instant, done: impl Fn() -> bool) -> bool {
         let mut answered = self.answered.lock();
         loop {
             if done() {
@@ -222,8 +372,7 @@ impl Shared {
             let unsure = self.commit(sessions);
             committed = Instant::now();
             failures = if unsure { failures.saturating_add(1) } else { 0 };
-            drop(self.answered.lock()); // whoever looked before this commit waits by now
-            self.answers.notify_all();
+            self.tell_waiting();
         }
     }
 
@@ -274,11 +423,12 @@ impl Shared {
             if timer {
                 looked = Instant::now();
             }
-            let known: Vec<_> = self.known.lock().iter().filter_map(Weak::upgrade).collect();
+            let mut known: Vec<_> = self.known.lock().iter().filter_map(Weak::upgrade).collect();
+            known.retain(|session| timer || sessions.contains(&**session.id()));
+            // Where the store is slow, no lease runs out for what others write.
+            known.sort_by_cached_key(|session| !session.writes());
             for session in known {
-                if timer || sessions.contains(&**session.id()) {
-                    session.tend(self, timer);
-                }
+                session.tend(self, timer, all);
             }
             if expire <= Instant::now() && !self.stopped.load(Ordering::Acquire) {
                 // In steps, so that nobody waits long for the writer's turn; then not for a minute.

@@ -35,7 +35,7 @@ use log::Log;
 pub use produce::Taken;
 pub use state::{Attached, CallState, Dropped, MessageState, Outcome, StageState, State};
 pub(crate) use state::{add_usage, empty_usage, error_json};
-pub use turn::{Ending, Started, TurnOptions};
+pub use turn::{Cancelling, Ending, Started, TurnOptions};
 pub use waiters::Ticket;
 use waiters::Waiters;
 
@@ -436,8 +436,15 @@ impl Session {
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing. Where another process
     /// writes the session, asks it to cancel its turn, and no more.
     pub fn close(&self, reason: Option<&str>) {
-        let hold = self.hold(None);
-        self.cancel("session_closed");
+        let deadline = keeper::patience();
+        let hold = self.hold_until(deadline);
+        if let Err(SessionError::NotWriter { .. }) = hold {
+            if let Some(asked) = self.cancel_elsewhere("session_closed") {
+                asked.take(deadline);
+            }
+            return;
+        }
+        self.cancel_here("session_closed");
         if hold.is_err() {
             return;
         }

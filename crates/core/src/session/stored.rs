@@ -7,15 +7,17 @@
 //! Invariants: 1. above [`Durability::Memory`], nobody sees an event that the store has not taken; 2. what the store refuses for
 //! good leaves the log again, its seqs are given anew, and the turn's next emit is refused with the reason; 3. a turn whose
 //! writer is gone is ended as failed, `producer_lost`, by whoever claims after it, in the claim: once; 4. events are decoded and
-//! encoded, and the store is called, without the session's lock.
+//! encoded, and the store is called, without the session's lock; 5. a store that has lost what it acknowledged gets it again from
+//! whoever wrote it, as far as its log and its recent tail reach; a log whose end is not in the store's history is broken off.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::keeper::{BATCH_BYTES, BATCH_EVENTS, Keeper, PATIENCE, Shared};
+use super::keeper::{Asked, BATCH_BYTES, BATCH_EVENTS, Keeper, Shared, Slot, patience, too_late};
 use super::stall::STALLED;
 use super::{Entry, Inner, Session, SessionError, State, hub, now_ms};
 use crate::event::{Class, Context, Event, Payload};
@@ -23,6 +25,16 @@ use crate::store::{Append, Durability, Standing, StoreError, Tail};
 
 /// Events are read from the store in pages of about this size.
 const PAGE_BYTES: usize = 4 << 20;
+/// Acknowledged events that are kept for a store that loses them again, also where the log has let them go.
+const RECENT_EVENTS: usize = 4096;
+/// … as long as they weigh no more, about,
+const RECENT_BYTES: usize = 1 << 20;
+/// … and for so long, in milliseconds: a replica lags by less.
+const RECENT_MS: u64 = 60_000;
+/// A claim that nothing runs under is given back by its holder's next commit: for so long it is waited for.
+const GIVEN_BACK: Duration = Duration::from_millis(200);
+/// A claim whose caller has left before it came is kept for so long, in milliseconds: the caller may come back.
+const KEPT_MS: u64 = 1000;
 
 /// What a session in a store keeps outside its lock.
 pub(super) struct Link {
@@ -34,6 +46,23 @@ pub(super) struct Link {
     /// When the lease was last renewed, in Unix milliseconds, and whether somebody may have asked for a cancel since.
     renewed: AtomicU64,
     asked: AtomicBool,
+    /// When the claim was taken, in Unix milliseconds.
+    claimed: AtomicU64,
+    claiming: Slot<Result<(), SessionError>>,
+    following: Slot<Result<(), SessionError>>,
+    /// Since when the store lacks what is known here, in Unix milliseconds; 0: it does not.
+    lacking: AtomicU64,
+    /// Why whoever writes is to cancel its turn, until the store knows.
+    wish: Mutex<Option<String>>,
+}
+
+impl Link {
+    /// Whether what a store has lost may still come from a writer that lives: for the length of a lease.
+    fn may_come_back(&self) -> bool {
+        let (now, lease) = (now_ms(), self.keeper.options.lease.as_millis() as u64);
+        let since = self.lacking.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        self.keeper.store.forgets() && now.saturating_sub(since.map_or_else(|since| since, |_| now)) < lease
+    }
 }
 
 /// What it keeps under its lock.
@@ -45,12 +74,19 @@ pub(super) struct Stored {
     fence: Option<u64>,
     /// Calls that need the claim a little longer.
     holds: usize,
+    /// Whether the log's end was written here.
+    wrote: bool,
+    /// Claims that are being given back.
+    releasing: usize,
     /// Logged, and not acknowledged.
     pending: VecDeque<Arc<Entry>>,
     /// Whether the writer's queue has the session.
     queued: bool,
     /// The newest seq that the store has.
     taken: u64,
+    /// The newest of what it has acknowledged, where it may forget.
+    recent: VecDeque<Arc<Entry>>,
+    recent_bytes: usize,
     /// The state that readers may see, while the log runs ahead of it.
     seen: Option<State>,
     /// Why a turn's events are refused: the newest turn that this happened to.
@@ -78,13 +114,12 @@ pub(super) struct Hold<'a>(Option<&'a Session>);
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         let Some(session) = self.0 else { return };
-        let mut inner = session.inner.lock();
-        if let Some(stored) = &mut inner.stored {
+        if let Some(stored) = &mut session.inner.lock().stored {
             stored.holds -= 1;
         }
-        let fence = inner.give_back();
-        drop(inner);
-        session.release(fence);
+        if let (Some(fence), Some(link), Some(session)) = (session.give_back(), &session.link, session.shared()) {
+            link.keeper.later(move || session.release(fence));
+        }
     }
 }
 
@@ -136,7 +171,9 @@ impl Inner {
         }
         stored.seen = None;
         self.log.seen = u64::MAX;
-        stored.fence.take()
+        let fence = stored.fence.take();
+        stored.releasing += usize::from(fence.is_some());
+        fence
     }
 
     /// Takes an event that the store has.
@@ -155,6 +192,9 @@ impl Inner {
             self.progressed = event.time;
         }
         self.log.append(Entry::new(event));
+        if let Some(stored) = &mut self.stored {
+            stored.wrote = false;
+        }
     }
 
     /// Forgets what the store has not taken, and follows from there.
@@ -171,7 +211,60 @@ impl Inner {
             self.closed = self.state.ended;
         }
         self.log.seen = u64::MAX;
-        stored.fence.take()
+        let fence = stored.fence.take();
+        stored.releasing += usize::from(fence.is_some());
+        fence
+    }
+
+    /// The store has gone back to `head`: what it lost waits once more. False where it is not there any more.
+    fn rewind(&mut self, keeper: &Shared, head: u64) -> bool {
+        let Some(stored) = &mut self.stored else { return false };
+        let next = stored.pending.front().map_or(self.log.head + 1, |entry| entry.event.seq);
+        if head > self.log.head {
+            return false;
+        }
+        let seq = |entry: &Arc<Entry>| entry.event.seq;
+        let logged = self.log.entries.range(self.log.after(head)..).take_while(|entry| seq(entry) < next);
+        // The log lets go of what its own readers need no more; the tail does not.
+        let start = stored.recent.partition_point(|entry| seq(entry) <= head);
+        let mut lost: Vec<_> = logged.chain(stored.recent.range(start..)).filter(|entry| seq(entry) < next).cloned().collect();
+        lost.sort_by_key(seq);
+        lost.dedup_by_key(|entry| seq(entry));
+        if lost.len() as u64 != next.saturating_sub(head + 1) {
+            return false;
+        }
+        keeper.count(lost.len(), lost.iter().map(|entry| weight(entry)).sum());
+        lost.into_iter().rev().for_each(|entry| stored.pending.push_front(entry));
+        true
+    }
+
+    /// The event `seq`, as a store's line; none where this process has let go of it.
+    fn line(&self, seq: u64) -> Option<Vec<u8>> {
+        let at = |entries: &VecDeque<Arc<Entry>>| {
+            let at = entries.partition_point(|entry| entry.event.seq < seq);
+            entries.get(at).filter(|entry| entry.event.seq == seq).cloned()
+        };
+        let entry = at(&self.log.entries).or_else(|| at(&self.stored.as_ref()?.recent))?;
+        let mut line = Vec::new();
+        entry.event.write_json(&mut line);
+        Some(line)
+    }
+}
+
+impl Stored {
+    /// Keeps what the store has acknowledged, for the case that it forgets.
+    fn keep_recent(&mut self, entry: Arc<Entry>) {
+        self.recent_bytes += weight(&entry);
+        self.recent.push_back(entry);
+        while self.recent.len() > RECENT_EVENTS || self.recent_bytes > RECENT_BYTES {
+            self.drop_recent();
+        }
+    }
+
+    fn drop_recent(&mut self) {
+        if let Some(entry) = self.recent.pop_front() {
+            self.recent_bytes -= weight(&entry);
+        }
     }
 }
 
@@ -182,6 +275,7 @@ impl Session {
         hub: &Arc<hub::Shared>,
         keeper: &Arc<Keeper>,
         create: bool,
+        asked: &Asked<Result<Arc<Self>, SessionError>>,
     ) -> Result<Arc<Self>, SessionError> {
         let standing = match keeper.store.standing(id) {
             Err(StoreError::Unknown) if create => {
@@ -206,9 +300,13 @@ impl Session {
                 keeper: Arc::downgrade(keeper),
                 fence: None,
                 holds: 0,
+                wrote: false,
+                releasing: 0,
                 pending: VecDeque::new(),
                 queued: false,
                 taken: 0,
+                recent: VecDeque::new(),
+                recent_bytes: 0,
                 seen: None,
                 refusal: None,
             };
@@ -218,17 +316,27 @@ impl Session {
                 broken: AtomicBool::new(false),
                 renewed: AtomicU64::new(0),
                 asked: AtomicBool::new(false),
+                claimed: AtomicU64::new(0),
+                claiming: Slot::default(),
+                following: Slot::default(),
+                lacking: AtomicU64::new(0),
+                wish: Mutex::new(None),
             };
             (link, stored)
         });
-        session.load(keeper, &standing).map_err(SessionError::Store)?;
+        session.load(keeper, &standing, asked).map_err(SessionError::Store)?;
         keeper.know(&session);
         Ok(session)
     }
 
     /// Reads the history: what the limits would not keep straight into the base's fold, and of turns that have ended not even
     /// their deltas, which their final events cover; the rest into the log.
-    fn load(&self, keeper: &Shared, standing: &Standing) -> Result<(), StoreError> {
+    fn load(
+        &self,
+        keeper: &Shared,
+        standing: &Standing,
+        asked: &Asked<Result<Arc<Self>, SessionError>>,
+    ) -> Result<(), StoreError> {
         let mut inner = self.inner.lock(); // nobody else knows the session yet
         let (head, ended) = (standing.head, standing.ended);
         let keep_from = head.saturating_sub(inner.limits.max_events as u64);
@@ -236,6 +344,9 @@ impl Session {
         let mut context = inner.context.clone();
         loop {
             let tail = keeper.store.read(self.id(), after, PAGE_BYTES)?;
+            if after > 0 {
+                asked.moves(); // a long history: the first answer alone has the caller's patience
+            }
             for line in lines(&tail) {
                 let seq = after + 1;
                 after = seq;
@@ -282,23 +393,56 @@ impl Session {
         Ok(())
     }
 
-    /// Reads what others wrote since; ends what they left open. The keeping thread's, and every lookup's.
-    pub(super) fn follow(&self) -> Result<(), SessionError> {
+    /// The session as whoever outlives this call holds it.
+    fn shared(&self) -> Option<Arc<Self>> {
+        self.inner.lock().stored.as_ref()?.session.upgrade()
+    }
+
+    /// [`Self::follow`] for a caller that waits for it no longer than `deadline`.
+    pub(super) fn follow_until(&self, deadline: Instant) -> Result<(), SessionError> {
+        let (Some(link), false) = (&self.link, self.writes_or_will()) else { return Ok(()) };
+        let Some(session) = self.shared() else { return Ok(()) };
+        link.keeper.share(&link.following, deadline, move |_| session.follow()).unwrap_or_else(|| Err(too_late()))?;
+        self.flush_until(deadline); // whoever looked it up finds a lost turn ended
+        Ok(())
+    }
+
+    fn writes_or_will(&self) -> bool {
+        self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence.is_some() || stored.queued)
+    }
+
+    /// Reads what others wrote since; ends what they left open, and gives back to the store what it has lost.
+    fn follow(&self) -> Result<(), SessionError> {
         let Some(link) = &self.link else { return Ok(()) };
-        if self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence.is_some() || stored.queued) {
+        if self.writes_or_will() {
             return Ok(());
         }
         let role = link.role.lock();
         let caught = self.catch_up(&link.keeper);
         drop(role);
+        let (running, head, wrote) = {
+            let inner = self.inner.lock();
+            (inner.state.running, inner.log.head, inner.stored.as_ref().is_some_and(|stored| stored.wrote))
+        };
         match caught {
-            Ok(leased) if !leased && self.look(|state| state.running) => {
-                drop(self.hold(None)?);
-                self.flush(); // whoever looked it up finds the turn ended
+            Ok(standing) if standing.head >= head => {
+                link.lacking.store(0, Ordering::Relaxed);
+                if running && standing.leased_ms == 0 {
+                    self.claim(link)?;
+                    self.settle_claim();
+                }
                 Ok(())
             }
-            Ok(_) => Ok(()),
-            Err(StoreError::Unknown) => {
+            Ok(standing) if standing.leased_ms > 0 => Ok(()), // whoever writes it knows the rest
+            Ok(_) | Err(StoreError::Unknown) if wrote && link.keeper.store.forgets() => {
+                self.claim(link)?;
+                self.settle_claim();
+                Ok(())
+            }
+            Ok(_) | Err(StoreError::Unknown) if running && link.may_come_back() => {
+                Err(SessionError::Store(StoreError::Unavailable("it has lost events that its writer may bring back".into())))
+            }
+            Ok(_) | Err(StoreError::Unknown | StoreError::NotNext { .. }) => {
                 self.break_off();
                 Err(SessionError::Unknown)
             }
@@ -306,20 +450,28 @@ impl Session {
         }
     }
 
-    /// Reads up to the store's head; whether somebody's lease runs. The role is locked.
-    fn catch_up(&self, keeper: &Shared) -> Result<bool, StoreError> {
+    /// Reads up to the store's head; where it stands. Not next where the store's history is another one. The role is locked.
+    fn catch_up(&self, keeper: &Shared) -> Result<Standing, StoreError> {
         loop {
-            let at = self.inner.lock().log.head;
-            let tail = keeper.store.read(self.id(), at, PAGE_BYTES)?;
+            let inner = self.inner.lock();
+            let at = inner.log.head;
+            // A store that forgets may have gone on from an older event than ours: its line of our newest one tells.
+            let known = if keeper.store.forgets() { inner.line(at) } else { None };
+            let mut context = inner.context.clone();
+            drop(inner);
+            let tail = keeper.store.read(self.id(), at - u64::from(known.is_some()), PAGE_BYTES)?;
+            let another = Err(StoreError::NotNext { head: tail.standing.head });
             if tail.standing.epoch != **self.epoch() {
-                return Err(StoreError::Unknown);
+                return another;
             }
-            let mut context = self.inner.lock().context.clone();
             let mut events = Vec::new();
+            let mut seq = tail.last - lines(&tail).count() as u64;
             for line in lines(&tail) {
-                let event = decode(line, &mut context)?;
-                if event.seq > at {
-                    events.push(event);
+                seq += 1;
+                if seq > at {
+                    events.push(decode(line, &mut context)?);
+                } else if seq == at && known.as_ref().is_some_and(|known| !same(known, line)) {
+                    return another;
                 }
             }
             let empty = events.is_empty();
@@ -338,7 +490,7 @@ impl Session {
                 Ok(())
             })?;
             if empty || tail.last >= tail.standing.head {
-                return Ok(tail.standing.leased_ms > 0);
+                return Ok(tail.standing);
             }
         }
     }
@@ -346,38 +498,99 @@ impl Session {
     /// Makes this process the writer, where it is not, and keeps it so until the hold is dropped. `turn`: the one that is meant.
     #[inline]
     pub(super) fn hold(&self, turn: Option<u32>) -> Result<Hold<'_>, SessionError> {
-        self.link.as_ref().map_or(Ok(Hold(None)), |link| self.hold_stored(link, turn))
+        self.link.as_ref().map_or(Ok(Hold(None)), |link| self.hold_stored(link, turn, None))
     }
 
-    fn hold_stored(&self, link: &Link, turn: Option<u32>) -> Result<Hold<'_>, SessionError> {
-        link.keeper.make_room()?;
+    /// The same, for a caller that has waited already.
+    pub(super) fn hold_until(&self, deadline: Instant) -> Result<Hold<'_>, SessionError> {
+        self.link.as_ref().map_or(Ok(Hold(None)), |link| self.hold_stored(link, None, Some(deadline)))
+    }
+
+    fn hold_stored(&self, link: &Link, turn: Option<u32>, deadline: Option<Instant>) -> Result<Hold<'_>, SessionError> {
+        link.keeper.make_room(deadline)?;
         if let Some(hold) = self.try_hold(turn)? {
             return Ok(hold);
         }
-        let role = link.role.lock();
-        if let Some(hold) = self.try_hold(turn)? {
-            return Ok(hold);
+        let deadline = deadline.unwrap_or_else(patience);
+        loop {
+            let Some(session) = self.shared() else { return Err(SessionError::Unknown) };
+            let claim = move |_: &Asked<_>| session.link.as_ref().map_or(Ok(()), |link| session.claim(link));
+            link.keeper.share(&link.claiming, deadline, claim).unwrap_or_else(|| Err(too_late()))?;
+            if let Some(hold) = self.try_hold(turn)? {
+                return Ok(hold);
+            }
+            // What the claim itself had to say is stored, and the claim given back, before we came to it.
+            if Instant::now() > deadline {
+                return Err(too_late());
+            }
         }
+    }
+
+    /// Takes the claim, and ends what its last holder left open. Calls the store.
+    fn claim(&self, link: &Link) -> Result<(), SessionError> {
         let keeper = &link.keeper;
-        let claim = keeper.store.claim(self.id(), &keeper.owner, self.epoch(), keeper.options.lease).map_err(refused)?;
+        let role = link.role.lock();
+        if self.inner.lock().stored.as_ref().is_none_or(|stored| stored.fence.is_some()) {
+            return Ok(());
+        }
+        let patience = Instant::now() + GIVEN_BACK;
+        let claim = loop {
+            match keeper.store.claim(self.id(), &keeper.owner, self.epoch(), keeper.options.lease) {
+                Err(error @ StoreError::Held { .. }) => {
+                    let idle = self.catch_up(keeper).is_ok() && !self.look(|state| state.running);
+                    if !idle || Instant::now() > patience {
+                        return Err(refused(error));
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(StoreError::Unknown) => {
+                    self.break_off(); // it has been deleted
+                    return Err(SessionError::Unknown);
+                }
+                claim => break claim.map_err(refused)?,
+            }
+        };
+        let give_up = |error: SessionError| {
+            // A session that was deleted meanwhile: the claim has begun it anew.
+            let deleted = claim.standing.head == 0 && claim.standing.epoch == **self.epoch() && !keeper.store.forgets();
+            let _ = match &error {
+                SessionError::Unknown if deleted => keeper.store.delete(self.id()).map(drop),
+                _ => keeper.store.release(self.id(), claim.fence),
+            };
+            if error == SessionError::Unknown {
+                self.break_off();
+            }
+            Err(error)
+        };
+        let standing = match self.catch_up(keeper) {
+            _ if claim.standing.epoch != **self.epoch() => return give_up(SessionError::Unknown),
+            Ok(standing) => standing,
+            Err(StoreError::Unknown | StoreError::NotNext { .. }) => return give_up(SessionError::Unknown),
+            Err(error) => return give_up(SessionError::Store(error)),
+        };
+        let lost = || {
+            let _ = keeper.store.rename(self.id(), claim.fence, &hub::random_word(8));
+            give_up(SessionError::Unknown)
+        };
+        if standing.head < self.position().head {
+            match self.extends(keeper, standing.head) {
+                Ok(true) => {}
+                Ok(false) => return lost(),
+                Err(error) => return give_up(SessionError::Store(error)),
+            }
+        }
         link.renewed.store(now_ms(), Ordering::Relaxed);
-        if claim.standing.epoch != **self.epoch() {
-            let _ = keeper.store.release(self.id(), claim.fence);
-            drop(role);
-            self.break_off();
-            return Err(SessionError::Unknown);
-        }
-        if let Err(error) = self.catch_up(keeper) {
-            let _ = keeper.store.release(self.id(), claim.fence);
-            return Err(SessionError::Store(error));
-        }
-        self.change(|inner| {
+        link.claimed.store(now_ms(), Ordering::Relaxed);
+        let whole = self.change(|inner| {
+            if standing.head < inner.log.head && !inner.rewind(keeper, standing.head) {
+                return false;
+            }
             let seen = (keeper.options.durability != Durability::Memory).then(|| inner.state.clone());
             inner.log.seen = if seen.is_some() { inner.log.head } else { u64::MAX };
             if let Some(stored) = &mut inner.stored {
                 stored.fence = Some(claim.fence);
                 stored.seen = seen;
-                stored.holds += 1;
+                stored.wrote = true;
             }
             if inner.state.running {
                 let turn = inner.state.turn;
@@ -388,8 +601,29 @@ impl Session {
                 }
                 inner.settle();
             }
+            true
         });
-        Ok(Hold(Some(self)))
+        if !whole {
+            return lost();
+        }
+        drop(role);
+        self.queue_again(keeper); // what the store had lost
+        Ok(())
+    }
+
+    /// Whether the log goes on from the store's event `head`: whether that is ours too.
+    fn extends(&self, keeper: &Shared, head: u64) -> Result<bool, StoreError> {
+        if !keeper.store.forgets() {
+            return Ok(false); // a shorter history is another one, of the same id
+        }
+        if head == 0 {
+            return Ok(true);
+        }
+        let Some(ours) = self.inner.lock().line(head) else { return Ok(false) };
+        let tail = keeper.store.read(self.id(), head - 1, 1)?;
+        let first = tail.last - lines(&tail).count() as u64;
+        let at = usize::try_from(head - first - 1).unwrap_or(usize::MAX);
+        Ok(lines(&tail).nth(at).is_some_and(|theirs| same(&ours, theirs)))
     }
 
     /// A hold without a claim of its own.
@@ -415,9 +649,25 @@ impl Session {
         Ok(None)
     }
 
-    fn release(&self, fence: Option<u64>) {
-        if let (Some(fence), Some(link)) = (fence, &self.link) {
-            let _ = link.keeper.store.release(self.id(), fence); // what is lost here ends with the lease
+    /// Takes the fence of a claim that nothing needs any more.
+    fn give_back(&self) -> Option<u64> {
+        self.inner.lock().give_back()
+    }
+
+    /// Ends a claim that [`Inner::give_back`] took. Calls the store.
+    fn release(&self, fence: u64) {
+        let Some(link) = &self.link else { return };
+        let _ = link.keeper.store.release(self.id(), fence); // what is lost here ends with the lease
+        if let Some(stored) = &mut self.inner.lock().stored {
+            stored.releasing -= 1;
+        }
+        link.keeper.tell_waiting();
+    }
+
+    /// Gives the claim back where nothing needs it. Calls the store.
+    fn settle_claim(&self) {
+        if let Some(fence) = self.give_back() {
+            self.release(fence);
         }
     }
 
@@ -453,21 +703,15 @@ impl Session {
         let answer = match answer {
             // An earlier try had been carried out, whose answer was lost.
             Err(StoreError::NotNext { head }) if (batch.first..=batch.last).contains(&head) => Ok(head),
-            // Sent under the claim before this one: `begin_again` has been quicker.
+            // Sent under the claim before this one: `claim_again` has been quicker.
             Err(StoreError::Fenced) if self.claimed_after(batch.fence) => return self.queue_again(keeper),
-            answer => answer,
-        };
-        self.settle_answer(keeper, answer);
-    }
-
-    fn settle_answer(&self, keeper: &Shared, answer: Result<u64, StoreError>) {
-        let answer = match answer {
-            Err(StoreError::Unknown) if keeper.store.forgets() => self.begin_again(keeper),
+            Err(StoreError::Unknown) if keeper.store.forgets() => self.claim_again(keeper),
             answer => answer,
         };
         match answer {
             Ok(head) => self.acknowledge(keeper, head),
-            Err(StoreError::NotNext { head }) if self.rewind(keeper, head) => self.queue_again(keeper),
+            Err(StoreError::NotNext { head }) if self.inner.lock().rewind(keeper, head) => self.queue_again(keeper),
+            Err(StoreError::NotNext { .. }) => self.lose(keeper),
             Err(error) if error.is_transient() => self.queue_again(keeper),
             Err(StoreError::Unknown) => self.break_off(),
             Err(error) => self.refuse(keeper, &error),
@@ -476,6 +720,16 @@ impl Session {
 
     fn claimed_after(&self, fence: u64) -> bool {
         self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence.is_some_and(|newest| newest > fence))
+    }
+
+    /// Readers have seen what the store has lost, and nobody has it any more: what is left is another life.
+    fn lose(&self, keeper: &Shared) {
+        let fence = self.inner.lock().stored.as_ref().and_then(|stored| stored.fence);
+        if let Some(fence) = fence {
+            let _ = keeper.store.rename(self.id(), fence, &hub::random_word(8));
+            let _ = keeper.store.release(self.id(), fence);
+        }
+        self.break_off();
     }
 
     fn queue_again(&self, keeper: &Shared) {
@@ -500,11 +754,14 @@ impl Session {
             let Some(entry) = stored.pending.pop_front() else { break };
             events += 1;
             bytes += weight(&entry);
-            // What is sent again has been seen.
+            // What is sent again has been seen, and is kept.
             if entry.event.seq > stored.taken {
                 stored.taken = entry.event.seq;
                 if let Some(seen) = &mut stored.seen {
                     seen.apply(&entry.event);
+                }
+                if keeper.store.forgets() {
+                    stored.keep_recent(entry);
                 }
             }
         }
@@ -521,33 +778,30 @@ impl Session {
         if let Some((Some(fence), head)) = sealed {
             let _ = keeper.store.seal(self.id(), fence, head); // `session_end` says the same: a seal that is lost loses nothing
         }
-        self.release(fence);
+        if let Some(fence) = fence {
+            self.release(fence);
+        }
         if more {
             self.queue_again(keeper);
         }
     }
 
-    /// The store has gone back to `head`: what it lost waits once more. False where the log no longer has it.
-    fn rewind(&self, keeper: &Shared, head: u64) -> bool {
-        let mut inner = self.inner.lock();
-        let inner = &mut *inner;
-        let Some(stored) = &mut inner.stored else { return false };
-        let next = stored.pending.front().map_or(inner.log.head + 1, |entry| entry.event.seq);
-        let lost: Vec<_> =
-            inner.log.entries.range(inner.log.after(head)..).take_while(|entry| entry.event.seq < next).cloned().collect();
-        if lost.len() as u64 != next.saturating_sub(head + 1) {
-            return false;
-        }
-        keeper.count(lost.len(), lost.iter().map(|entry| weight(entry)).sum());
-        lost.into_iter().rev().for_each(|entry| stored.pending.push_front(entry));
-        true
-    }
-
-    /// The store has come back empty: the history goes on under its epoch, from its start.
-    fn begin_again(&self, keeper: &Shared) -> Result<u64, StoreError> {
-        let claim = keeper.store.claim(self.id(), &keeper.owner, self.epoch(), keeper.options.lease)?;
-        if claim.standing.epoch != **self.epoch() {
-            return Err(StoreError::Fenced);
+    /// The store has come back without the claim, empty or not: this process takes it anew, if nobody else wrote since. Then the
+    /// history goes on under its epoch, from where the store stands.
+    fn claim_again(&self, keeper: &Shared) -> Result<u64, StoreError> {
+        let claim = match keeper.store.claim(self.id(), &keeper.owner, self.epoch(), keeper.options.lease) {
+            Err(StoreError::Held { .. }) => return Err(StoreError::Fenced),
+            claim => claim?,
+        };
+        let head = claim.standing.head;
+        let same = claim.standing.epoch == **self.epoch();
+        let extends = if same { self.extends(keeper, head) } else { Ok(false) };
+        if !extends.as_ref().is_ok_and(|extends| *extends) {
+            if same && extends.is_ok() {
+                let _ = keeper.store.rename(self.id(), claim.fence, &hub::random_word(8));
+            }
+            let _ = keeper.store.release(self.id(), claim.fence);
+            return Err(extends.err().unwrap_or(StoreError::Fenced));
         }
         let mut inner = self.inner.lock();
         if let Some(fence) = inner.stored.as_mut().and_then(|stored| stored.fence.as_mut()) {
@@ -555,9 +809,9 @@ impl Session {
             *fence = claim.fence.max(*fence);
         } else {
             drop(inner);
-            self.release(Some(claim.fence));
+            self.release(claim.fence);
         }
-        Err(StoreError::NotNext { head: claim.standing.head })
+        Err(StoreError::NotNext { head })
     }
 
     /// The store will not take it: what was not stored has not happened, and the turn's work is told to stop.
@@ -571,7 +825,9 @@ impl Session {
         }
         let hook = inner.cancelling.take();
         drop(inner);
-        self.release(fence);
+        if let Some(fence) = fence {
+            self.release(fence);
+        }
         if exposed {
             self.break_off(); // readers have seen what is not so
         }
@@ -605,7 +861,11 @@ impl Session {
         let Some(link) = &self.link else { return };
         link.broken.store(true, Ordering::Release);
         let mut inner = self.inner.lock();
-        inner.roll_back(&link.keeper);
+        if inner.roll_back(&link.keeper).is_some()
+            && let Some(stored) = &mut inner.stored
+        {
+            stored.releasing -= 1; // its history is gone, or another's
+        }
         inner.closed = true;
         let waiters = inner.waiters.take();
         let producers = inner.pace_waiters.take();
@@ -618,7 +878,8 @@ impl Session {
     }
 
     /// The keeping thread's look: renews the writer's lease, hears of cancels, follows other writers.
-    pub(super) fn tend(&self, keeper: &Shared, timer: bool) {
+    /// `all`: the store may be another than it was.
+    pub(super) fn tend(&self, keeper: &Shared, timer: bool, all: bool) {
         let Some(link) = &self.link else { return };
         if link.broken.load(Ordering::Acquire) {
             return;
@@ -626,13 +887,24 @@ impl Session {
         let inner = self.inner.lock();
         let Some(stored) = &inner.stored else { return };
         let (fence, running) = (stored.fence, inner.state.running);
+        let looks = !timer || running || self.readers() > 0 || (all && !stored.recent.is_empty());
         drop(inner);
+        if timer {
+            self.forget_recent();
+            self.tell_wish(link);
+        }
         let Some(fence) = fence else {
-            if !timer || running || self.readers() > 0 {
+            if looks {
                 let _ = self.follow(); // the next look tries again
             }
             return;
         };
+        if timer
+            && link.claimed.load(Ordering::Relaxed) + KEPT_MS < now_ms()
+            && let Some(fence) = self.give_back()
+        {
+            return self.release(fence); // nobody has come for it
+        }
         // Our own appends hint too: a cancel is looked for four times a second at most.
         if !timer {
             link.asked.store(true, Ordering::Relaxed);
@@ -653,28 +925,79 @@ impl Session {
             Err(error) if error.is_transient() => {}
             Err(error) => {
                 if self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence == Some(fence)) {
-                    self.settle_answer(keeper, Err(error));
+                    match error {
+                        StoreError::Unknown if keeper.store.forgets() => self.go_on(keeper),
+                        StoreError::Unknown => self.break_off(),
+                        error => self.refuse(keeper, &error),
+                    }
                 }
             }
         }
     }
 
-    /// Asks whoever writes this session to cancel its turn; whether a turn runs there.
-    pub(super) fn cancel_elsewhere(&self, reason: &str) -> bool {
-        let Some(link) = &self.link else { return false };
-        let _ = self.follow();
-        self.look(|state| state.running) && link.keeper.store.ask_cancel(self.id(), reason).is_ok()
+    /// The store knows nothing of the claim: as when an append hears of it.
+    fn go_on(&self, keeper: &Shared) {
+        match self.claim_again(keeper) {
+            Err(StoreError::NotNext { head }) if self.inner.lock().rewind(keeper, head) => self.queue_again(keeper),
+            Err(StoreError::NotNext { .. }) => self.lose(keeper),
+            Err(error) if error.is_transient() => {} // the next look tries again
+            Err(error) => self.refuse(keeper, &error),
+            Ok(_) => {}
+        }
     }
 
-    /// Waits until the store has what is logged now, at most [`PATIENCE`]: true if it has. At once for a session in memory.
+    /// Lets go of what a replica has had time to hear of.
+    fn forget_recent(&self) {
+        let mut inner = self.inner.lock();
+        let Some(stored) = &mut inner.stored else { return };
+        let oldest = if stored.recent.is_empty() { 0 } else { now_ms() - RECENT_MS };
+        while stored.recent.front().is_some_and(|entry| entry.event.time < oldest) {
+            stored.drop_recent();
+        }
+    }
+
+    /// Asks whoever writes this session to cancel its turn: the answer is whether a turn runs there. A store that is away is
+    /// asked again.
+    pub(super) fn cancel_elsewhere(&self, reason: &str) -> Option<Arc<Asked<bool>>> {
+        let (link, session) = (self.link.as_ref()?, self.shared()?);
+        let reason = reason.to_owned();
+        let ask = move || {
+            let _ = session.follow();
+            let running = session.look(|state| state.running);
+            if let (true, Some(link)) = (running, &session.link) {
+                link.wish.lock().get_or_insert(reason);
+                session.tell_wish(link);
+            }
+            running
+        };
+        Some(link.keeper.begin(None, |_| ask()))
+    }
+
+    fn tell_wish(&self, link: &Link) {
+        let Some(reason) = link.wish.lock().clone() else { return };
+        if !self.look(|state| state.running) || link.keeper.store.ask_cancel(self.id(), &reason).is_ok() {
+            link.wish.lock().take();
+        }
+    }
+
+    /// Waits until the store has what is logged now, at most [`super::PATIENCE`]: true if it has. At once for a session in
+    /// memory.
     pub fn flush(&self) -> bool {
+        self.link.is_none() || self.flush_until(patience())
+    }
+
+    /// The same, until `deadline`.
+    pub(super) fn flush_until(&self, deadline: Instant) -> bool {
         let Some(link) = &self.link else { return true };
         let head = self.inner.lock().log.head;
         let done = || {
             let inner = self.inner.lock();
-            inner.stored.as_ref().is_none_or(|stored| stored.taken >= head || stored.fence.is_none())
+            let stored = inner.stored.as_ref();
+            stored.is_none_or(|stored| (stored.taken >= head || stored.fence.is_none()) && stored.releasing == 0)
         };
-        (done() || link.keeper.wait(PATIENCE, done)) && self.inner.lock().log.head >= head
+        let _ = done() || link.keeper.wait(deadline, done);
+        let inner = self.inner.lock();
+        inner.log.head >= head && inner.stored.as_ref().is_none_or(|stored| stored.taken >= head || stored.fence.is_none())
     }
 }
 
@@ -688,6 +1011,12 @@ fn refused(error: StoreError) -> SessionError {
 
 fn lines(tail: &Tail) -> impl Iterator<Item = &[u8]> {
     tail.blocks.iter().flat_map(|block| block.split(|byte| *byte == b'\n')).filter(|line| !line.is_empty())
+}
+
+/// Whether a store's line says what ours does, however its writer's version put it.
+fn same(ours: &[u8], theirs: &[u8]) -> bool {
+    let read = |line: &[u8]| decode(line, &mut Arc::default()).map(|event| event.to_json());
+    ours == theirs || matches!((read(ours), read(theirs)), (Ok(ours), Ok(theirs)) if ours == theirs)
 }
 
 /// A delta that the final event of its message or call covers, once its turn has ended; told by the wire form's beginning.

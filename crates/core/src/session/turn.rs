@@ -4,6 +4,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::keeper::{Asked, patience};
 use super::state::error_json;
 use super::{Inner, Session, SessionError};
 use crate::event::{
@@ -67,13 +68,37 @@ fn fingerprint(input: Option<&Json>) -> u64 {
     hasher.finish()
 }
 
+/// A cancel that has been told to whoever runs the turn.
+pub struct Cancelling {
+    /// Whether a turn ran here.
+    ran: bool,
+    /// Whether one runs elsewhere: the answer is on its way.
+    elsewhere: Option<Arc<Asked<bool>>>,
+}
+
+impl Cancelling {
+    /// Whether a turn ran, once the store knows of its end; waits at most [`super::PATIENCE`].
+    pub fn wait(self, session: &Session) -> bool {
+        match self.elsewhere {
+            None => {
+                if self.ran {
+                    session.flush();
+                }
+                self.ran
+            }
+            Some(asked) => asked.take(patience()).unwrap_or_else(|| session.look(|state| state.running)),
+        }
+    }
+}
+
 impl Session {
     /// Starts a turn. While one runs: [`SessionError::TurnActive`].
     pub fn start_turn(&self, options: TurnOptions) -> Result<Started, SessionError> {
         let TurnOptions { input, client_id, backend, metadata } = options;
         // What is not stored is not kept to compare with either: equal requests are redacted equally.
         let start = self.redacted_start(TurnStart { input, client_id, metadata });
-        let _hold = match self.hold(None) {
+        let deadline = patience();
+        let _hold = match self.hold_until(deadline) {
             // Another process writes: what is known answers, and where a turn runs, that is why.
             Err(error @ SessionError::NotWriter { .. }) => {
                 let inner = self.inner.lock();
@@ -110,7 +135,7 @@ impl Session {
             Ok(Started { turn, before, new: true })
         });
         if started.as_ref().is_ok_and(|started| started.new) {
-            self.flush(); // its cursor is handed out: readers find it, here and elsewhere
+            self.flush_until(deadline); // its cursor is handed out: readers find it, here and elsewhere
         }
         started
     }
@@ -164,9 +189,17 @@ impl Session {
     /// Stops the running turn: ends it as cancelled with what it has so far, then calls its hook. False if none runs. Where
     /// another process writes the session, asks it to do so, which takes it a moment.
     pub fn cancel(&self, reason: &str) -> bool {
-        if !self.inner.lock().writes() {
-            return self.cancel_elsewhere(reason);
-        }
+        self.begin_cancel(reason).wait(self)
+    }
+
+    /// [`Self::cancel`] that waits for no store: what there is to wait for is the caller's.
+    pub fn begin_cancel(&self, reason: &str) -> Cancelling {
+        let here = self.writes();
+        Cancelling { ran: here && self.cancel_here(reason), elsewhere: if here { None } else { self.cancel_elsewhere(reason) } }
+    }
+
+    /// [`Self::cancel`] of a turn that runs here.
+    pub(super) fn cancel_here(&self, reason: &str) -> bool {
         let (ran, hook) = self.change(|inner| {
             if !inner.state.running || !inner.writes() {
                 return (false, None);
@@ -182,9 +215,6 @@ impl Session {
         });
         if let Some(hook) = hook {
             hook();
-        }
-        if ran {
-            self.flush();
         }
         ran
     }

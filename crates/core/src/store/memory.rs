@@ -221,6 +221,14 @@ impl LogStore for MemoryStore {
         Ok(gone)
     }
 
+    fn rename(&self, session: &str, fence: u64, epoch: &str) -> Result<Standing, StoreError> {
+        self.with(session, |history| {
+            let history = history.fenced(fence)?;
+            epoch.clone_into(&mut history.epoch);
+            Ok(history.standing())
+        })
+    }
+
     fn delete(&self, session: &str) -> Result<bool, StoreError> {
         let gone = self.histories.lock().remove(session).is_some();
         self.hint(session);

@@ -15,7 +15,11 @@
 //!   step (a script): fence, seal, `first == head + 1`, write, hint. A block may be one entry, or one entry per line.
 //! - Where the answer is lost, [`StoreError::Unavailable`]: the caller repeats the same append. [`StoreError::NotNext`] where
 //!   the server has less than the caller thinks (a failover, an empty restart): the caller sends again what is missing.
-//!   A server that came back empty says [`StoreError::Unknown`]; the caller claims anew under the epoch it has.
+//!   A server that has lost the session, or the claim, says [`StoreError::Unknown`]; the caller claims anew under the epoch it
+//!   has, which is refused with the same word where a session of that epoch has been deleted.
+//! - Where the server is not the one that took the session's last claim (a restart, a replica that was promoted), something that
+//!   readers have seen may be lost: a claim by the owner of that last claim, who knows, keeps the epoch; anybody else's gets a
+//!   new one, so that a cursor never means another event than it did.
 //! - Leases and ages are counted by the server's clock. Calls have a time limit of their own, and never wait on a condition.
 //! - [`LogStore::listen`] starts at most one thread or connection per store. A hint that may have been lost (a reconnect)
 //!   is announced as `None`: look everywhere.
@@ -242,6 +246,12 @@ pub trait LogStore: Send + Sync + 'static {
     /// What whoever runs the store should know: it works, and not as it should.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Has the history go on under another epoch, by its writer: cursors of the old one name events that are lost. Asked of
+    /// a store that [forgets](Self::forgets) alone.
+    fn rename(&self, _session: &str, _fence: u64, _epoch: &str) -> Result<Standing, StoreError> {
+        Err(StoreError::Unusable("this store loses nothing".into()))
     }
 
     /// Removes `session` whoever writes it, who is fenced by it; false where there is none.

@@ -163,7 +163,12 @@ impl LogStore for Chaos {
     }
 
     fn forgets(&self) -> bool {
-        self.inner.forgets()
+        self.back || self.inner.forgets()
+    }
+
+    fn rename(&self, session: &str, fence: u64, epoch: &str) -> Result<Standing, StoreError> {
+        self.settle(session);
+        self.inner.rename(session, fence, epoch)
     }
 
     fn delete(&self, session: &str) -> Result<bool, StoreError> {

@@ -327,6 +327,11 @@ impl LogStore for RedisStore {
         rest.first().map_or_else(|| Err(strange()), number).map(|sealed| sealed == 1)
     }
 
+    fn rename(&self, session: &str, fence: u64, epoch: &str) -> Result<Standing, StoreError> {
+        let rest = self.call(Call::new(&script::RENAME, Keys::of(session)).number(fence).arg(epoch).hint(session))?;
+        rest.first().map_or_else(|| Err(strange()), standing)
+    }
+
     fn ask_cancel(&self, session: &str, reason: &str) -> Result<(), StoreError> {
         self.call(Call::new(&script::CANCEL, Keys::of(session)).arg(reason).hint(session)).map(|_| ())
     }

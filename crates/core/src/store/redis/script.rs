@@ -37,6 +37,7 @@ scripts! {
     CANCEL "scripts/cancel.lua"
     DELETE "scripts/delete.lua"
     EXPIRE "scripts/expire.lua"
+    RENAME "scripts/rename.lua"
 }
 
 /// One call of a script.
