@@ -272,6 +272,22 @@ pub fn two_writers_take_turns(store: &Store) {
     assert_eq!(read_all(store, "s", 0, 500), text(1, head));
 }
 
+/// Only the writer gives a history another life, and only where the store can lose one.
+pub fn a_life_is_renamed_by_its_writer(store: &Store) {
+    let old = claim(store, "s", "a").unwrap();
+    append(store, "s", old.fence, 1, 3).unwrap();
+    let new = claim(store, "s", "a").unwrap();
+    if !store.forgets() {
+        return;
+    }
+    assert!(matches!(sure(|| store.rename("s", old.fence, "stale")), Err(StoreError::Fenced)));
+    let at = sure(|| store.rename("s", new.fence, "another")).unwrap();
+    assert_eq!((at.epoch.as_str(), at.head), ("another", 3));
+    assert_eq!(append(store, "s", new.fence, 4, 4).unwrap(), 4, "the fence stays");
+    assert_eq!(sure(|| store.standing("s")).unwrap().epoch, "another");
+}
+
+
 /// A writer that sends again what a failover lost ends with the whole history.
 pub fn a_failover_is_answered_by_sending_again(store: &Store) {
     let fence = claim(store, "s", "a").unwrap().fence;
@@ -304,7 +320,7 @@ macro_rules! suite {
                 appends_follow_the_head, repeated_appends_add_nothing, only_the_newest_claim_writes, a_lease_runs_out,
                 pages_follow_any_cursor, a_history_is_sealed_once, one_refusal_does_not_stop_a_batch,
                 hints_wake_and_reading_is_enough, a_cancel_reaches_the_writer, a_deleted_history_begins_anew,
-                retention_spares_whoever_writes, two_writers_take_turns);
+                retention_spares_whoever_writes, two_writers_take_turns, a_life_is_renamed_by_its_writer);
             $crate::suite!(@cases chaos, $make, |store| std::sync::Arc::new($crate::chaos::Chaos::new(store, 7, false));
                 appends_follow_the_head, repeated_appends_add_nothing, only_the_newest_claim_writes, a_lease_runs_out,
                 pages_follow_any_cursor, a_history_is_sealed_once, one_refusal_does_not_stop_a_batch,
