@@ -24,7 +24,7 @@ const SESSIONS: [&str; 3] = ["a", "b", "gone"];
 
 /// How many moments are tried of each life; `make soak-stores` asks for more.
 fn cuts() -> usize {
-    std::env::var("TURNSTREAM_CUTS").map_or(60, |count| count.parse().expect("a number"))
+    std::env::var("TURNSTREAM_CUTS").map_or(40, |count| count.parse().expect("a number"))
 }
 
 pub struct Random(pub u64);
