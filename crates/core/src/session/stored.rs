@@ -424,6 +424,10 @@ impl Session {
             return Ok(());
         }
         let role = link.role.lock();
+        // Whoever had the role may have claimed: what is logged since is not stored, and not this call's to acknowledge.
+        if self.writes_or_will() {
+            return Ok(());
+        }
         let caught = self.catch_up(&link.keeper);
         drop(role);
         let (running, head, wrote) = {

@@ -95,6 +95,8 @@ pub const WAITING: u8 = 3;
 pub const DAMAGED: u8 = 4;
 /// The device fails.
 pub const FAILING: u8 = 5;
+/// A claim takes a while, and lets others run.
+pub const YIELDING: u8 = 6;
 
 /// A store that can be made to refuse, and to take its time, for one of several hubs.
 pub struct Switch {
@@ -127,7 +129,7 @@ impl Switch {
     fn check(&self) -> Result<(), StoreError> {
         self.take_time();
         match self.mode.load(Ordering::SeqCst) {
-            0 | WAITING | DAMAGED => Ok(()),
+            0 | WAITING | DAMAGED | YIELDING => Ok(()),
             1 => Err(StoreError::Unavailable("switched off".into())),
             FAILING => Err(StoreError::Io("switched to failing".into())),
             _ => Err(StoreError::Full("switched to full".into())),
@@ -137,6 +139,9 @@ impl Switch {
 
 impl LogStore for Switch {
     fn claim(&self, session: &str, owner: &str, epoch: &str, lease: Duration) -> Result<Claim, StoreError> {
+        if self.mode.load(Ordering::SeqCst) == YIELDING {
+            (0..100).for_each(|_| std::thread::yield_now());
+        }
         self.check().and_then(|()| self.inner.claim(session, owner, epoch, lease))
     }
     fn renew(&self, session: &str, fence: u64, lease: Duration) -> Result<Option<String>, StoreError> {

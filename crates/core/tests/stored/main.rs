@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use kit::{Switch, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
+use kit::{Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::reader::{Cursor, Follow, ReadOptions, Reader, Status as Taken};
 use turnstream_core::session::{BACKLOG_EVENTS, Ending, Hub, Limits, PATIENCE, Session, SessionError, StoreOptions, TurnOptions};
@@ -196,6 +196,36 @@ fn nobody_sees_what_is_not_stored() {
         end(&session, turn);
         assert!(read_turn(&session).concat().contains("soon"));
     }
+}
+
+/// Whoever looks at a session while it becomes this process's to write does not take for stored what is only logged.
+#[test]
+fn a_look_acknowledges_nothing() {
+    let store = memory();
+    let switch = Switch::new(&store);
+    let here = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_secs(10), Durability::Process);
+    let there = hub(&store, Duration::from_secs(10), Durability::Process);
+    let session = here.session(Some("s")).unwrap();
+    switch.set(YIELDING);
+    let stop = AtomicU8::new(0);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            while stop.load(Ordering::SeqCst) == 0 {
+                here.find("s").unwrap();
+            }
+        });
+        for _ in 0..300 {
+            let turn = start(&session);
+            let (stored, seen) = (store.standing("s").unwrap().head, session.position().head);
+            if looking.is_finished() || stored != session.logged() || seen != stored {
+                stop.store(1, Ordering::SeqCst);
+                panic!("{stored} stored, {seen} seen, {} logged", session.logged());
+            }
+            end(&session, turn);
+        }
+        stop.store(1, Ordering::SeqCst);
+    });
+    assert_eq!(there.find("s").unwrap().position().last_turn, 300);
 }
 
 #[test]
