@@ -354,6 +354,7 @@ fn read_options(after: Option<&str>, follow: &str, deltas: &str, on_trim: &str, 
         pace_window: if pace { PACE_WINDOW } else { 0 },
         fail_on_trim: flag("on_trim", on_trim, "snapshot", "fail")?,
         state_first: false,
+        history: true,
     })
 }
 

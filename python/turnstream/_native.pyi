@@ -762,7 +762,7 @@ class Session:
         """seq of the newest event; 0 when there is none."""
     @property
     def earliest(self) -> int | None:
-        """seq of the oldest event in the log."""
+        """seq of the oldest event that a reader can have, from memory or the store."""
     @property
     def cursor(self) -> str:
         """`<epoch>.<head>`."""

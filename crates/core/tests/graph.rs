@@ -255,7 +255,7 @@ impl Graph {
 
     fn look(&mut self) {
         let mut entries = Vec::new();
-        self.unlimited.page(self.history.len() as u64, usize::MAX, usize::MAX, &mut entries);
+        self.unlimited.page(self.history.len() as u64, usize::MAX, usize::MAX, true, &mut entries);
         for entry in entries {
             assert_eq!(entry.event.seq, self.history.len() as u64 + 1, "dense");
             self.history.push(timeless(&entry.event));
@@ -292,7 +292,15 @@ impl Graph {
             Step::Progress => drop(self.emit(None, "progress", r#"{"stage":"s","current":1}"#)),
             Step::Open { follow, merge, window, after } => {
                 let after = after.map(|seq| Cursor::new(self.session.epoch(), seq));
-                let options = ReadOptions { after, follow, merge, pace_window: window, fail_on_trim: false, state_first: false };
+                let options = ReadOptions {
+                    after,
+                    follow,
+                    merge,
+                    pace_window: window,
+                    fail_on_trim: false,
+                    state_first: false,
+                    history: true,
+                };
                 self.readers.push(Reading::new(&self.session, &self.history, &options));
             }
             Step::Read { who, max } => {

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from turnstream._native import Event, Reader
+from turnstream._native import Event, Reader, Session
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send
 from turnstream.asgi.route import Route
 from turnstream.asgi.stream import StreamQuery
@@ -32,8 +32,9 @@ MAX_EVENTS = 1000
 class Poll:
     """One poll as an ASGI response."""
 
-    def __init__(self, app: "App", reader: Reader, limit: int, wait_s: float) -> None:
+    def __init__(self, app: "App", session: Session, reader: Reader, limit: int, wait_s: float) -> None:
         self._streams = app.streams
+        self._session = session
         self._reader = reader
         self._limit = limit
         self._wait_s = wait_s
@@ -64,7 +65,7 @@ class Poll:
             async with asyncio.timeout(0):
                 await batches
         except TimeoutError:
-            more = False
+            more = cursor != self._session.cursor  # what has left the memory is on its way from the store
         except StopAsyncIteration:
             more, ended = False, not self._streams.closing
         listed = ",".join(event.json() for event in events)
@@ -102,7 +103,7 @@ async def poll(app: "App", request: Request) -> ASGIApp:
         reader = session.read(query.after, query.follow, deltas=query.deltas, on_trim=query.on_trim)
     except CursorExpired as error:
         raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
-    return Poll(app, reader, min(query.limit or MAX_EVENTS, MAX_EVENTS), wait_s)
+    return Poll(app, session, reader, min(query.limit or MAX_EVENTS, MAX_EVENTS), wait_s)
 
 
 ROUTES = (Route("GET", "/sessions/{session_id}/poll", poll, "What comes after a cursor, waiting for it a while"),)

@@ -127,7 +127,9 @@ pub(super) fn usage(usage: Option<&Json>, names: [&str; 4], write_tokens: bool) 
 /// The answer to a request that does not stream, of the turn that begins after `cursor`: what is there now. None before
 /// the turn has begun, and for other formats.
 pub fn body(session: &Arc<Session>, cursor: Cursor, format: Format) -> Result<Option<Json>, ReadError> {
-    let read = ReadOptions { after: Some(cursor), follow: Follow::None, merge: true, ..ReadOptions::default() };
+    // This cannot wait for a store: what has left the log is missing here.
+    let history = false;
+    let read = ReadOptions { after: Some(cursor), follow: Follow::None, merge: true, history, ..ReadOptions::default() };
     let mut reader = Reader::open(session, &read)?;
     let (mut chat, mut responses) = (Chat::body(), Responses::body());
     let mut items = Vec::new();

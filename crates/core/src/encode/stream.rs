@@ -53,7 +53,10 @@ impl FrameStream {
         if encoder.numbered() {
             read.merge = false;
             if let Some(cursor) = read.after.take_if(|cursor| cursor.epoch().is_none_or(|epoch| *epoch == **session.epoch())) {
-                read.after = Some(Cursor::new(session.epoch(), session.turn_before(cursor.seq())));
+                let start = session.turn_before(cursor.seq());
+                // Its numbers would begin in the middle: rather a snapshot than those.
+                read.history = start.is_some();
+                read.after = Some(Cursor::new(session.epoch(), start.unwrap_or(cursor.seq())));
             }
         }
         let mut reader = Reader::open(session, &read)?;

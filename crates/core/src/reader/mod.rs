@@ -2,9 +2,9 @@
 //!
 //! Owns where a reader stands, how its cursor was taken, what is merged for it and when it ends. Knows no wire format.
 //! Invariants: 1. every boundary event after the cursor is handed out once, in order; 2. what is missing is announced by
-//! a `gap`, and by a `snapshot` where history has left the log; 3. a reader costs a cursor: it holds no event between
-//! two polls; 4. a reader that follows a turn ends right after its completion, one that follows the session after
-//! `session_end`.
+//! a `gap`, and by a `snapshot` where history has left the log and the store; 3. a reader costs a cursor: it holds no event
+//! between two polls, but for a page of history while it reads one, shared with whoever is there too; 4. a reader that follows a
+//! turn ends right after its completion, one that follows the session after `session_end`.
 
 mod cursor;
 mod join;
@@ -18,9 +18,8 @@ pub use join::{Joined, join};
 pub use merge::{belong_together, extend, merge};
 
 use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};
-use crate::session::{Entry, Session, SessionError, Ticket, now_ms};
-
-use crate::session::Pace;
+use crate::session::{Absent, Entry, History, Pace, Page, Session, SessionError, Ticket, now_ms};
+use crate::store::StoreError;
 
 /// Until when a reader goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +68,7 @@ impl Status {
 
 /// How a reader reads.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is independent of the others")]
 pub struct ReadOptions {
     /// Where to go on; none: from the beginning.
     pub after: Option<Cursor>,
@@ -82,11 +82,21 @@ pub struct ReadOptions {
     pub fail_on_trim: bool,
     /// A snapshot first, wherever but at the log's beginning the reader starts: for who must know what came before.
     pub state_first: bool,
+    /// What has left the log is read from the session's store, where it has one: such a reader may have to wait for it.
+    pub history: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { after: None, follow: Follow::Turn, merge: false, pace_window: 0, fail_on_trim: false, state_first: false }
+        Self {
+            after: None,
+            follow: Follow::Turn,
+            merge: false,
+            pace_window: 0,
+            fail_on_trim: false,
+            state_first: false,
+            history: true,
+        }
     }
 }
 
@@ -148,6 +158,7 @@ pub enum Poll {
 
 /// A cursor into one session's log. One task or thread at a time.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is independent of the others")]
 pub struct Reader {
     session: Arc<Session>,
     seq: u64,
@@ -166,6 +177,10 @@ pub struct Reader {
     counted: bool,
     page: Vec<Arc<Entry>>,
     page_bytes: usize,
+    /// Whether the store is asked, and what it has been asked for.
+    history: bool,
+    fetching: Option<Arc<History>>,
+    fetch_ticket: Ticket,
 }
 
 impl Reader {
@@ -182,7 +197,7 @@ impl Reader {
         let mut snapshot = None;
         if status == Status::Ahead {
             snapshot = Some(session.head_snapshot());
-        } else if seq < page.trimmed {
+        } else if seq < page.trimmed && !(options.history && session.reaches(seq) && !(options.state_first && seq > 0)) {
             if options.fail_on_trim {
                 let earliest = page.trimmed + 1;
                 return Err(ReadError::Expired { session: session.id().clone(), after: seq, earliest });
@@ -233,6 +248,9 @@ impl Reader {
             counted: true,
             page: Vec::new(),
             page_bytes: usize::MAX,
+            history: options.history,
+            fetching: None,
+            fetch_ticket: Ticket::default(),
         })
     }
 
@@ -269,13 +287,9 @@ impl Reader {
             out.push(self.control(Snapshot { head, state: Some(state) }));
         }
         let mut entries = std::mem::take(&mut self.page);
-        let (position, base) = self.session.page(self.seq, max, self.page_bytes, &mut entries);
-        if let Some((at, state)) = base {
-            // Fell behind the log's front: what was there is told by its fold.
-            out.push(self.control(Gap { first: self.seq + 1, last: at, reason: "trimmed".into() }));
-            out.push(self.control(Snapshot { head: at, state: Some(state) }));
-            self.seq = at;
-        }
+        let Some(position) = self.take(max, &mut entries, out) else {
+            return if out.len() > before { Poll::Ready } else { Poll::Pending };
+        };
         let found = !entries.is_empty();
         for entry in entries.drain(..) {
             let seq = entry.event.seq;
@@ -321,20 +335,62 @@ impl Reader {
         if self.ended { Poll::End } else { Poll::Pending }
     }
 
+    /// Copies entries, from the log or from a page of the store's; where neither has them, says so in `out`. None while a page is
+    /// on its way.
+    fn take(&mut self, max: usize, entries: &mut Vec<Arc<Entry>>, out: &mut Vec<Item>) -> Option<Page> {
+        let (mut history, mut reason) = (self.history, "trimmed");
+        loop {
+            if let Some(page) = &self.fetching {
+                let taken = page.take(self.seq, max, self.page_bytes, entries)?;
+                if !entries.is_empty() {
+                    return Some(self.session.position());
+                }
+                self.fetching = None;
+                self.fetch_ticket = Ticket::default();
+                if let Err(error) = taken {
+                    history = false;
+                    reason = if error == StoreError::Unknown { "trimmed" } else { error.code() };
+                }
+            }
+            let (position, absent) = self.session.page(self.seq, max, self.page_bytes, history, entries);
+            match absent {
+                Some(Absent::Stored(until)) => self.fetching = self.session.history(self.seq, until),
+                Some(Absent::Folded(at, state)) => {
+                    // What was there is told by its fold.
+                    out.push(self.control(Gap { first: self.seq + 1, last: at, reason: reason.into() }));
+                    out.push(self.control(Snapshot { head: at, state: Some(state) }));
+                    self.seq = at;
+                    return Some(position);
+                }
+                None => return Some(position),
+            }
+        }
+    }
+
     /// After [`Poll::Pending`]: has `waker` called when there is more. False: there already is, poll again.
     pub fn park(&mut self, waker: &Waker) -> bool {
-        !self.ended && self.session.park(self.seq, waker, &mut self.ticket)
+        if self.ended {
+            return false;
+        }
+        match &self.fetching {
+            Some(page) => page.park(waker, &mut self.fetch_ticket),
+            None => self.session.park(self.seq, waker, &mut self.ticket),
+        }
     }
 
     /// Takes [`Self::park`] back.
     pub fn unpark(&mut self) {
         self.session.unpark(&mut self.ticket);
+        if let Some(page) = &self.fetching {
+            page.unpark(&mut self.fetch_ticket);
+        }
     }
 
     /// Ends the reader: every later poll says [`Poll::End`], and the session keeps nothing of it.
     pub fn close(&mut self) {
         self.ended = true;
         self.unpark();
+        self.fetching = None;
         self.snapshot = None;
         if std::mem::take(&mut self.counted) {
             self.session.count_reader(false);
@@ -347,7 +403,8 @@ impl Reader {
     /// Lets go of the session without a word to it: for the child of a fork, where nobody will ever open its lock.
     pub fn abandon(&mut self) {
         self.ended = true;
-        self.ticket = Ticket::default();
+        (self.ticket, self.fetch_ticket) = (Ticket::default(), Ticket::default());
+        self.fetching = None;
         self.counted = false;
         self.pace = None;
     }

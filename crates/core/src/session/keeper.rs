@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::history::Desk;
 use super::stored::Batch;
 use super::{Session, SessionError, hub};
 use crate::store::{Append, Durability, LogStore, Retention, StoreError};
@@ -89,6 +90,7 @@ pub(crate) struct Shared {
     hinted: Mutex<Hinted>,
     hints: Condvar,
     known: Mutex<Vec<Weak<Session>>>,
+    pub(super) desk: Mutex<Desk>,
     stopped: AtomicBool,
     askers: Arc<Askers>,
 }
@@ -192,6 +194,8 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         // Not joined: this may run on one of the two.
         self.stopped.store(true, Ordering::Release);
+        // Under each lock: who has looked before this waits by now, and is called.
+        drop((self.queue.lock(), self.hinted.lock()));
         self.queued.notify_all();
         self.hints.notify_all();
     }
@@ -213,6 +217,7 @@ impl Keeper {
             hinted: Mutex::default(),
             hints: Condvar::new(),
             known: Mutex::default(),
+            desk: Mutex::default(),
             stopped: AtomicBool::new(false),
             askers: Arc::default(),
         });

@@ -9,6 +9,7 @@
 
 mod admit;
 pub mod fold;
+mod history;
 pub mod hub;
 mod keeper;
 mod log;
@@ -28,6 +29,7 @@ use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub(crate) use history::History;
 pub use hub::{Hub, HubStatistics};
 pub use keeper::{BACKLOG_EVENTS, PATIENCE, StoreOptions};
 pub use log::Entry;
@@ -265,6 +267,15 @@ pub struct Page {
     pub last_turn: u32,
 }
 
+/// What has left the log right after a cursor.
+#[derive(Debug)]
+pub enum Absent {
+    /// Its fold, and the seq up to which it goes.
+    Folded(u64, Json),
+    /// The store has it, up to this seq.
+    Stored(u64),
+}
+
 impl Session {
     /// A new, empty session in memory.
     pub fn new(id: &str, limits: Limits) -> Arc<Self> {
@@ -457,19 +468,34 @@ impl Session {
     }
 
     /// Copies up to `max` entries after `seq` into `out`, and no more once they weigh `max_bytes`. Where some of them have left
-    /// the log's front, also their fold, and the seq up to which it goes: both under one lock, so that nothing can leave between
-    /// them.
-    pub fn page(&self, seq: u64, max: usize, max_bytes: usize, out: &mut Vec<Arc<Entry>>) -> (Page, Option<(u64, Json)>) {
+    /// the log, says what is known of them: under the same lock, so that nothing can leave between the two. With `history`, what
+    /// the store has is not missing, and entries end where it is to be asked.
+    pub fn page(
+        &self,
+        seq: u64,
+        max: usize,
+        max_bytes: usize,
+        history: bool,
+        out: &mut Vec<Arc<Entry>>,
+    ) -> (Page, Option<Absent>) {
         let inner = self.inner.lock();
-        let base = (inner.log.trimmed > seq).then(|| (inner.log.trimmed, inner.log.base.snapshot_json()));
+        let history = history && self.link.is_some();
+        if history && let Some(until) = inner.stored_after(seq) {
+            return (inner.position(), Some(Absent::Stored(until)));
+        }
+        let base = (inner.log.trimmed > seq).then(|| Absent::Folded(inner.log.trimmed, inner.log.base.snapshot_json()));
         let start = inner.log.after(seq);
         let seen = inner.log.seen;
         let entries = inner.log.entries.iter().skip(start).take(max).take_while(|entry| entry.event.seq <= seen);
-        if max_bytes == usize::MAX {
+        if max_bytes == usize::MAX && !history {
             out.extend(entries.cloned());
         } else {
-            let mut weight = 0;
+            let (mut weight, mut last) = (0, None);
             for entry in entries {
+                if history && last.is_some_and(|last| entry.event.seq != last + 1) {
+                    break;
+                }
+                last = Some(entry.event.seq);
                 out.push(entry.clone());
                 weight += entry.event.size();
                 if weight >= max_bytes {
@@ -478,6 +504,12 @@ impl Session {
             }
         }
         (inner.position(), base)
+    }
+
+    /// Whether what comes after `seq` is all there: in the log, or in a store that can be asked for it.
+    pub(crate) fn reaches(&self, seq: u64) -> bool {
+        let inner = self.inner.lock();
+        seq >= inner.log.trimmed || inner.stored.as_ref().is_some_and(|stored| seq >= stored.gone)
     }
 
     /// Where the log stands.
@@ -626,19 +658,24 @@ impl Session {
         (at, state.snapshot_json())
     }
 
-    /// The seq before the turn that `seq` is inside of; `seq` itself where it is inside of none, or the turn's beginning
-    /// has left the log. Linear in the events back to there.
-    pub fn turn_before(&self, seq: u64) -> u64 {
+    /// The seq before the turn that `seq` is inside of; `seq` itself where it is inside of none; none where the turn's beginning
+    /// has left the log, unless it is the newest turn's and a store has it. Linear in the events back to there.
+    pub(crate) fn turn_before(&self, seq: u64) -> Option<u64> {
         let inner = self.inner.lock();
+        let state = inner.public();
+        let newest = seq + 1 >= state.turn_start && (state.running || state.outcome.as_ref().is_some_and(|last| seq < last.seq));
+        if newest && inner.stored.is_some() {
+            return Some(state.turn_start.saturating_sub(1));
+        }
         let until = inner.log.after(seq);
         for entry in inner.log.entries.range(..until).rev() {
             match entry.event.payload {
-                Payload::TurnStart(_) => return entry.event.seq - 1,
-                Payload::Completion(_) => break,
+                Payload::TurnStart(_) => return Some(entry.event.seq - 1),
+                Payload::Completion(_) => return Some(seq),
                 _ => {}
             }
         }
-        seq
+        (inner.log.trimmed == 0).then_some(seq)
     }
 
     /// The state at the log's head.
@@ -654,9 +691,9 @@ impl Session {
         (inner.seen_head(), state.messages_json(), state.dropped_json())
     }
 
-    /// The seq of the oldest event in the log.
+    /// The seq of the oldest event that a reader can have, from the log or the store.
     pub fn earliest(&self) -> Option<u64> {
-        self.inner.lock().log.entries.front().map(|entry| entry.event.seq)
+        self.inner.lock().earliest()
     }
 
     /// Exact counts.
@@ -726,9 +763,9 @@ impl Session {
         number(&mut out, "turn", Some(state.turn.into()));
         text(&mut out, "epoch", &self.epoch);
         number(&mut out, "head", Some(head));
-        number(&mut out, "earliest", inner.log.entries.front().map(|entry| entry.event.seq));
+        number(&mut out, "earliest", inner.earliest());
         text(&mut out, "cursor", &format!("{}.{}", self.epoch, head));
-        let earliest = inner.log.entries.front().map(|_| format!("{}.{}", self.epoch, inner.log.trimmed));
+        let earliest = inner.earliest().map(|earliest| format!("{}.{}", self.epoch, inner.log.trimmed.min(earliest - 1)));
         json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
         json(&mut out, "progress", Some(state.progress_json(now_ms())));
         if state.running {
@@ -785,6 +822,11 @@ impl Inner {
     fn tell_hub(&mut self) -> bool {
         let (events, bytes, running) = (self.log.entries.len(), self.log.bytes(), self.state.running);
         self.membership.as_mut().is_some_and(|membership| membership.tell(events, bytes, running))
+    }
+
+    fn earliest(&self) -> Option<u64> {
+        let front = self.log.entries.front()?.event.seq;
+        Some(self.stored.as_ref().map_or(front, |stored| front.min(stored.gone + 1)))
     }
 
     /// The newest seq that readers see.

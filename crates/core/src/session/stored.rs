@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::history::Pages;
 use super::keeper::{Asked, BATCH_BYTES, BATCH_EVENTS, Keeper, Shared, Slot, patience, too_late};
 use super::stall::STALLED;
 use super::{Entry, Inner, Session, SessionError, State, hub, now_ms};
@@ -54,6 +55,7 @@ pub(super) struct Link {
     lacking: AtomicU64,
     /// Why whoever writes is to cancel its turn, until the store knows.
     wish: Mutex<Option<String>>,
+    pub(super) pages: Pages,
 }
 
 impl Link {
@@ -87,6 +89,8 @@ pub(super) struct Stored {
     /// The newest of what it has acknowledged, where it may forget.
     recent: VecDeque<Arc<Entry>>,
     recent_bytes: usize,
+    /// Everything up to this seq has left the store.
+    pub(super) gone: u64,
     /// The state that readers may see, while the log runs ahead of it.
     seen: Option<State>,
     /// Why a turn's events are refused: the newest turn that this happened to.
@@ -307,6 +311,7 @@ impl Session {
                 taken: 0,
                 recent: VecDeque::new(),
                 recent_bytes: 0,
+                gone: standing.trimmed,
                 seen: None,
                 refusal: None,
             };
@@ -321,6 +326,7 @@ impl Session {
                 following: Slot::default(),
                 lacking: AtomicU64::new(0),
                 wish: Mutex::new(None),
+                pages: Pages::default(),
             };
             (link, stored)
         });
@@ -418,6 +424,10 @@ impl Session {
             return Ok(());
         }
         let role = link.role.lock();
+        // Whoever had the role may have claimed: what is logged since is not stored, and not this call's to acknowledge.
+        if self.writes_or_will() {
+            return Ok(());
+        }
         let caught = self.catch_up(&link.keeper);
         drop(role);
         let (running, head, wrote) = {
@@ -1009,7 +1019,7 @@ fn refused(error: StoreError) -> SessionError {
     }
 }
 
-fn lines(tail: &Tail) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(tail: &Tail) -> impl Iterator<Item = &[u8]> {
     tail.blocks.iter().flat_map(|block| block.split(|byte| *byte == b'\n')).filter(|line| !line.is_empty())
 }
 
@@ -1029,7 +1039,7 @@ fn is_covered_delta(line: &[u8]) -> bool {
 }
 
 /// Reads one line; neighbours of one turn and round share their context.
-fn decode(line: &[u8], context: &mut Arc<Context>) -> Result<Event, StoreError> {
+pub(super) fn decode(line: &[u8], context: &mut Arc<Context>) -> Result<Event, StoreError> {
     let corrupt = |what: &dyn std::fmt::Display| StoreError::Corrupt(format!("an event cannot be read: {what}"));
     let text = std::str::from_utf8(line).map_err(|error| corrupt(&error))?;
     let mut event = Event::from_json(text).map_err(|error| corrupt(&error))?;

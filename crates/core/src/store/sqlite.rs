@@ -98,7 +98,9 @@ fn connect(path: &Path, options: &SqliteOptions) -> Result<Connection, StoreErro
     if mode != "wal" {
         return Err(StoreError::Unusable(format!("the file system allows no write-ahead log, only {mode}")));
     }
-    connection.pragma_update(None, "synchronous", if options.durability == Durability::Disk { "FULL" } else { "NORMAL" })?;
+    let disk = options.durability == Durability::Disk;
+    connection.pragma_update(None, "synchronous", if disk { "FULL" } else { "NORMAL" })?;
+    connection.pragma_update(None, "fullfsync", disk)?; // macOS: a plain sync leaves the drive's own memory out
     if let Some(max) = options.max_bytes {
         let page: u64 = connection.query_row("PRAGMA page_size", (), |row| row.get(0))?;
         connection.query_row(&format!("PRAGMA max_page_count = {}", (max / page).max(16)), (), |_| Ok(()))?;
@@ -141,7 +143,9 @@ impl SqliteStore {
             Err(first) if first != process => return Err(StoreError::Forked),
             _ => {}
         }
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let made = folder.map_or(0, |folder| folder.ancestors().take_while(|folder| !folder.exists()).count());
+        if let Some(folder) = folder.filter(|_| made > 0) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(&error))?;
         }
         // SQLite would make the file with the process's umask, and gives its log and index files the mode of the file.
@@ -151,6 +155,12 @@ impl SqliteStore {
             Err(error) => return Err(io(&error)),
         }
         let path = fs::canonicalize(path).map_err(|error| io(&error))?;
+        if options.durability == Durability::Disk {
+            // SQLite syncs what is in its files; that there are such files, their folders know.
+            for folder in path.ancestors().skip(1).take(1 + made) {
+                fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io(&error))?;
+            }
+        }
         let mut writer = connect(&path, options)?;
         prepare(&mut writer)?;
         let reader = connect(&path, options)?;

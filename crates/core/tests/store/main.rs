@@ -1,10 +1,13 @@
 //! What stores promise, held against every one of them. A store that is added adds one `suite!` line.
 
 mod chaos;
+mod faults;
 mod files;
+mod power;
 mod redis;
 mod server;
 mod suite;
+mod vfs;
 
 use std::sync::Arc;
 

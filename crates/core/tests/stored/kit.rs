@@ -1,7 +1,7 @@
 //! What tests of sessions in a store lean on: hubs, turns, a reader that waits, and a store that can be switched off.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use turnstream_core::store::{Append, Claim, Durability, Hint, LogStore, MemorySt
 
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-struct Unpark(Thread);
+pub struct Unpark(pub Thread);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
@@ -89,18 +89,29 @@ pub fn end(session: &Session, turn: u32) {
     assert!(session.end_turn(turn, Ending::default()));
 }
 
+/// Reads wait until the store works.
+pub const WAITING: u8 = 3;
+/// Reads find damage.
+pub const DAMAGED: u8 = 4;
+/// The device fails.
+pub const FAILING: u8 = 5;
+/// A claim takes a while, and lets others run.
+pub const YIELDING: u8 = 6;
+
 /// A store that can be made to refuse, and to take its time, for one of several hubs.
 pub struct Switch {
     inner: Arc<dyn LogStore>,
-    /// 0: works; 1: away; 2: full. Of reads, none.
+    /// 0: works; 1: away; 2: full; or one of the words above. Of reads, only of [`WAITING`] and [`DAMAGED`].
     mode: AtomicU8,
+    /// Reads from a history's beginning.
+    pub reads: AtomicUsize,
     /// How long each call takes, in milliseconds.
     delay: AtomicU64,
 }
 
 impl Switch {
     pub fn new(inner: &Arc<dyn LogStore>) -> Arc<Self> {
-        Arc::new(Self { inner: inner.clone(), mode: AtomicU8::new(0), delay: AtomicU64::new(0) })
+        Arc::new(Self { inner: inner.clone(), mode: AtomicU8::new(0), reads: AtomicUsize::new(0), delay: AtomicU64::new(0) })
     }
 
     pub fn set(&self, mode: u8) {
@@ -118,8 +129,9 @@ impl Switch {
     fn check(&self) -> Result<(), StoreError> {
         self.take_time();
         match self.mode.load(Ordering::SeqCst) {
-            0 => Ok(()),
+            0 | WAITING | DAMAGED | YIELDING => Ok(()),
             1 => Err(StoreError::Unavailable("switched off".into())),
+            FAILING => Err(StoreError::Io("switched to failing".into())),
             _ => Err(StoreError::Full("switched to full".into())),
         }
     }
@@ -127,6 +139,9 @@ impl Switch {
 
 impl LogStore for Switch {
     fn claim(&self, session: &str, owner: &str, epoch: &str, lease: Duration) -> Result<Claim, StoreError> {
+        if self.mode.load(Ordering::SeqCst) == YIELDING {
+            (0..100).for_each(|_| std::thread::yield_now());
+        }
         self.check().and_then(|()| self.inner.claim(session, owner, epoch, lease))
     }
     fn renew(&self, session: &str, fence: u64, lease: Duration) -> Result<Option<String>, StoreError> {
@@ -147,6 +162,12 @@ impl LogStore for Switch {
     }
     fn read(&self, session: &str, after: u64, max_bytes: usize) -> Result<Tail, StoreError> {
         self.take_time();
+        self.reads.fetch_add(usize::from(after == 0), Ordering::SeqCst);
+        match self.mode.load(Ordering::SeqCst) {
+            WAITING => until("reads go on", || self.mode.load(Ordering::SeqCst) != WAITING),
+            DAMAGED => return Err(StoreError::Corrupt("switched to damaged".into())),
+            _ => {}
+        }
         self.inner.read(session, after, max_bytes)
     }
     fn seal(&self, session: &str, fence: u64, head: u64) -> Result<bool, StoreError> {

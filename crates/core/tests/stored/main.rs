@@ -3,13 +3,14 @@
 #[path = "../store/chaos.rs"]
 mod chaos;
 mod failover;
+mod history;
 mod kit;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use kit::{Switch, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
+use kit::{Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::reader::{Cursor, Follow, ReadOptions, Reader, Status as Taken};
 use turnstream_core::session::{BACKLOG_EVENTS, Ending, Hub, Limits, PATIENCE, Session, SessionError, StoreOptions, TurnOptions};
@@ -197,6 +198,36 @@ fn nobody_sees_what_is_not_stored() {
     }
 }
 
+/// Whoever looks at a session while it becomes this process's to write does not take for stored what is only logged.
+#[test]
+fn a_look_acknowledges_nothing() {
+    let store = memory();
+    let switch = Switch::new(&store);
+    let here = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_secs(10), Durability::Process);
+    let there = hub(&store, Duration::from_secs(10), Durability::Process);
+    let session = here.session(Some("s")).unwrap();
+    switch.set(YIELDING);
+    let stop = AtomicU8::new(0);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            while stop.load(Ordering::SeqCst) == 0 {
+                here.find("s").unwrap();
+            }
+        });
+        for _ in 0..300 {
+            let turn = start(&session);
+            let (stored, seen) = (store.standing("s").unwrap().head, session.position().head);
+            if looking.is_finished() || stored != session.logged() || seen != stored {
+                stop.store(1, Ordering::SeqCst);
+                panic!("{stored} stored, {seen} seen, {} logged", session.logged());
+            }
+            end(&session, turn);
+        }
+        stop.store(1, Ordering::SeqCst);
+    });
+    assert_eq!(there.find("s").unwrap().position().last_turn, 300);
+}
+
 #[test]
 fn a_store_that_is_away_costs_memory_and_time_within_bounds() {
     let store = memory();
@@ -325,7 +356,7 @@ fn a_long_history_is_read_back_within_the_limits() {
     assert_eq!(short.result(), session.result());
     assert!(short.statistics().retained <= 50);
     assert_eq!(short.position().head, session.position().head);
-    let lines = read_until(&short, None, Follow::None, |_| false);
-    assert_eq!(kinds(&lines)[0], "snapshot");
-    assert_eq!(lines.last(), read_until(&session, None, Follow::None, |_| false).last());
+    let lines = read_until(&session, None, Follow::None, |_| false);
+    assert_eq!(lines.len() as u64, session.position().head);
+    assert_eq!(read_until(&short, None, Follow::None, |_| false), lines, "and a reader gets all of it");
 }
