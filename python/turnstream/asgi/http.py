@@ -36,6 +36,9 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 MAX_METADATA_BYTES = 16 << 10
 """The largest `metadata`, as JSON."""
 
+WAITED_FOR_BYTES = 64 << 10
+"""Above this, sending a body waits until most of it is taken: uvicorn waits before a send, never after the last one."""
+
 _STATUS: dict[type[TurnstreamError], int] = {
     CursorError: 400,
     UnknownSession: 404,
@@ -107,6 +110,9 @@ class Answer:
         body = b"" if scope["method"] == "HEAD" else self.body
         with suppress(OSError):  # a client that has left (ASGI 2.4)
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            if len(body) > WAITED_FOR_BYTES:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                body = b""
             await send({"type": "http.response.body", "body": body})
 
 
