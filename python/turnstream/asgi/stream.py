@@ -161,6 +161,7 @@ class EventStream:
                         stream.sending = now()
                         await send({"type": "http.response.body", "body": frames, "more_body": True})
                         stream.sending = 0.0
+                        del frames  # up to 64 KiB, which would stay until the next event
                 if not watcher.done():
                     await send({"type": "http.response.body", "body": b""})
         except OSError:
