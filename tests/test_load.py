@@ -1,17 +1,20 @@
 """Many clients at once: bounded in time and memory, and each ends with the whole answer."""
 
 import asyncio
+import os
 import random
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
+from statistics import median
 
 import httpx
 import pytest
-from support import frozen, until
+from support import frozen, listening, until
 
 import turnstream as ts
 from turnstream.asgi import app
@@ -75,84 +78,133 @@ async def test_1000_readers_join_while_a_writer_runs(serve: Serve) -> None:
     assert {tuple(each.result()) for each in reading} == {tuple(range(1, session.head + 1))}
 
 
-FROZEN_SERVER = """
-import asyncio, socket, sys
-import turnstream as ts, uvicorn
+FROZEN = 500
+WRITE_TIMEOUT_S = 5.0
+
+FROZEN_SERVER = f"""
+import asyncio, socket, sys, time
+import turnstream as ts
 from turnstream.asgi import Policy, app
 
 hub = ts.Hub()
 big = hub.session("big").turn()
 for _ in range(80):
-    big.emit("custom", {"name": "part", "data": "x" * 100_000})
+    big.emit("custom", {{"name": "part", "data": "x" * 100_000}})
 ticking = hub.session("ticking")
 
 async def agent(turn):
-    import time
     while True:
-        turn.emit("custom", {"name": "tick", "data": time.monotonic()})
-        await asyncio.sleep(0.02)
+        turn.emit("custom", {{"name": "tick", "data": time.monotonic()}})
+        await asyncio.sleep(0.005)
 
-application = app(hub, agent, policy=Policy(write_timeout_s=6.0))
-listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-print(listener.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(application, log_level="error", loop="uvloop")).run(sockets=[listener])
+application = app(hub, agent, policy=Policy(write_timeout_s={WRITE_TIMEOUT_S}))
 """
+
+UVICORN = """
+import served, socket, sys, uvicorn
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1024)
+uvicorn.Server(uvicorn.Config(served.application, log_level="error", loop="uvloop")).run(sockets=[listener])
+"""
+
+SERVERS = {
+    "uvicorn": ["-c", UVICORN],
+    "granian": ["-m", "granian", "served:application", "--interface", "asgi", "--loop", "uvloop", "--no-ws", "--port"],
+}
 
 
 def resident_mb(pid: int) -> float:
-    (line,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(line) / 1024
+    """Of the process and its children."""
+    proc = Path(f"/proc/{pid}")
+    (line,) = re.findall(r"VmRSS:\s+(\d+)", (proc / "status").read_text())
+    children = (proc / f"task/{pid}/children").read_text().split()
+    return int(line) / 1024 + sum(resident_mb(int(child)) for child in children)
 
 
-def p99_ms(late: list[float]) -> float:
-    return sorted(late)[int(len(late) * 0.99)] * 1000
+class Watchers:
+    """Clients that read a session which says the time, each 5 ms, and note how late it comes."""
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._late: list[float] = []
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        streams = [await raw(self._base, "/sessions/ticking/events") for _ in range(5)]
+        watching = [asyncio.create_task(self._watch(reader)) for reader, _ in streams]
+        try:
+            yield
+        finally:
+            for each in watching:
+                each.cancel()
+            for _, writer in streams:
+                await gone(writer)
+
+    async def _watch(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            if found := re.search(rb'"name":"tick","data":([\d.]+)', line):
+                self._late.append(time.monotonic() - float(found[1]))
+
+    async def p99_ms(self) -> float:
+        """Of the next 100 ticks."""
+        self._late.clear()
+        await until(lambda: len(self._late) >= 5 * 100)
+        return sorted(self._late)[int(len(self._late) * 0.99)] * 1000
 
 
+@pytest.mark.timeout(90)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_time() -> None:
-    """Each is owed 8 MB: 4 GB, were it kept for them."""
-    command = [sys.executable, "-c", FROZEN_SERVER]
-    server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+@pytest.mark.parametrize(("server", "each_mb"), [("uvicorn", 0.5), ("granian", 2.0)])
+async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_time(
+    tmp_path: Path, unused_tcp_port: int, server: str, each_mb: float
+) -> None:
+    """Each is owed 8 MB: 4 GB, were it kept for them.
+
+    The others' p99 is taken in windows, alone and beside them in turns, so that what the machine does meanwhile weighs
+    on both; the median window counts. A window in which 500 clients come, or are cut, is none of either.
+    """
+    (tmp_path / "served.py").write_text(FROZEN_SERVER)
+    command = [sys.executable, *SERVERS[server], str(unused_tcp_port)]
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, start_new_session=True)
+    base = f"http://127.0.0.1:{unused_tcp_port}"
+    alone: list[float] = []
+    beside: list[float] = []
+    moving: list[float] = []
+    grown: list[float] = []
     try:
-        assert server.stdout is not None
-        base = f"http://127.0.0.1:{(await server.stdout.readline()).decode().strip()}"
-        async with httpx.AsyncClient() as http:
+        await listening(unused_tcp_port)
+        async with httpx.AsyncClient(trust_env=False) as http, AsyncExitStack() as stack:
+
+            async def readers(wanted: int) -> None:
+                async with asyncio.timeout(WRITE_TIMEOUT_S + 10):
+                    while (await http.get(f"{base}/sessions/big")).json()["readers"] != wanted:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+
             await http.post(f"{base}/sessions/ticking/turns", json={"input": 1})
-            reader, writer = await raw(base, "/sessions/ticking/events")
-            late: list[float] = []
-
-            async def watch() -> None:
-                while line := await reader.readline():
-                    if found := re.search(rb'"name":"tick","data":([\d.]+)', line):
-                        late.append(time.monotonic() - float(found[1]))
-
-            watching = asyncio.create_task(watch())
-            await until(lambda: len(late) > 100)
-            alone, before = p99_ms(late), resident_mb(server.pid)
-            clients = []
-            for _ in range(500):
-                clients.append(frozen(base, "/sessions/big/events"))
-                await asyncio.sleep(0.002)
-            late.clear()
-            await until(lambda: len(late) > 100)
-            beside, grown = p99_ms(late), resident_mb(server.pid) - before
-
-            async def readers() -> int:
-                count: int = (await http.get(f"{base}/sessions/big")).json()["readers"]
-                return count
-
-            async with asyncio.timeout(25):
-                while await readers() > 0:  # noqa: ASYNC110, another process rings no bell
-                    await asyncio.sleep(0.2)
-            late.clear()
-            await until(lambda: len(late) > 20)
-            watching.cancel()
-            await gone(writer)
-            for client in clients:
-                client.close()
+            watchers = Watchers(base)
+            await stack.enter_async_context(watchers.watching())
+            before = resident_mb(process.pid)
+            for leave in (True, False):
+                alone += [await watchers.p99_ms() for _ in range(2)]
+                clients = []
+                for _ in range(FROZEN):
+                    clients.append(stack.enter_context(closing(frozen(base, "/sessions/big/events"))))
+                    await asyncio.sleep(0.001)
+                await readers(FROZEN)
+                moving.append(await watchers.p99_ms())
+                beside += [await watchers.p99_ms() for _ in range(2)]
+                grown.append(resident_mb(process.pid) - before)
+                await readers(FROZEN)  # the windows were not too long
+                if leave:
+                    for client in clients:
+                        client.close()
+                await readers(0)
+                moving.append(await watchers.p99_ms())
+            alone += [await watchers.p99_ms() for _ in range(2)]
     finally:
-        server.kill()
-        await server.wait()
-    print(f"p99 {alone:.1f} ms alone, {beside:.1f} ms beside 500 frozen; {grown:.0f} MB more")
-    assert grown < 250  # half a megabyte each, of 8
-    assert beside < max(5 * alone, 50)  # the machine's own unrest aside
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    rounded = [[round(each, 1) for each in windows] for windows in (alone, beside, moving, grown)]
+    print("{}, p99 in ms: alone {}, beside {}, while they come and go {}; {} MB more".format(server, *rounded))
+    assert max(grown) < FROZEN * each_mb
+    # Windows alone differ among themselves by more than twice; 4 ms is one turn of somebody else's on the processor.
+    assert median(beside) < 2 * median(alone) + 4
