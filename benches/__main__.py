@@ -27,6 +27,7 @@ MODULES = (
     "wakeups",
     "replay",
     "live",
+    "crowds",
     "stores",
     "bounds",
     "remote",

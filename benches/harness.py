@@ -263,6 +263,11 @@ class Worker:
             time.sleep(0.0001)
         return time.clock_gettime(~self._process.pid << 3 | 2)
 
+    def resident(self, field: str) -> float:
+        """KiB of memory that it holds ("VmRSS"), or held at most ("VmHWM")."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return float(status.partition(f"{field}:")[2].split()[0])
+
     def close(self) -> None:
         """Ends the process: its standard input closes, and after ten seconds it is killed."""
         try:

@@ -12,6 +12,7 @@ import uvloop
 from benches.harness import Absent, Cost, Group, Line, Scale, Side, Worker, at_least
 
 CLIENTS = 200
+EVENTS_A_SECOND = 100
 ROUND_S = 1.5
 JOINING_S = 0.7
 """After the last client has joined, so that no joining is counted."""
@@ -45,7 +46,7 @@ async def deliveries(worker: Worker, port: int, path: str) -> Cost:
 
 def contender(name: str, kind: str) -> Side | Absent:
     """A process a round: what a contender keeps of clients that have left is not to weigh on the next round."""
-    command = (sys.executable, "-m", "benches.live_server", kind)
+    command = (sys.executable, "-m", "benches.live_server", kind, str(EVENTS_A_SECOND))
     try:
         worker = Worker(*command)
     except RuntimeError as error:

@@ -1,131 +1,172 @@
-"""One contender of `live.py`: an application that says 100 events a second to all its clients.
+"""One contender of `live.py` and `crowds.py`: an application that says each event to all its clients at once.
 
-`python -m benches.live_server KIND` answers `{"port", "path", "does"}` and serves until its standard input ends. The
-others get each event as ready-made JSON, or, `bare`, as the ready-made bytes of its frame: nothing but queue and server
-is left.
+`python -m benches.live_server KIND EVENTS_A_SECOND [HISTORY]` answers `{"port", "path", "does", "epoch", "head"}` and
+serves until its standard input ends. Before that, each line there is a number of events to be said at once, and is
+answered. HISTORY events have been said before anybody came: who comes with a Last-Event-ID is told what follows it.
+The others get each event as ready-made JSON, or, `bare`, as the ready-made bytes of its frame: nothing but queue and
+server is left. Every event holds the time at which it was made, in nanoseconds of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import uvicorn
 import uvloop
 
 import turnstream as ts
 
-EVENTS_A_SECOND = 100
-_EVENT = {"type": "custom", "seq": 1000, "session": "s", "turn": 1, "round": 0, "time": 1795240361858}
-JSON = json.dumps({**_EVENT, "name": "tick", "data": "hello hello"}, separators=(",", ":"))
-FRAME = f"id: abcdefgh.1000\nevent: custom\ndata: {JSON}\n\n".encode()
 PATH = "/sessions/s/events"
+ADDRESSES = ("127.0.0.1", "127.0.0.2")
+"""Two, for 5,000 clients that call at once: a listening socket keeps 4,096 waiting (Linux's default) and, in silence,
+forgets the others."""
 
 T = TypeVar("T")
 Contender = tuple[Any, Callable[[], object], str]
 
 
-def to_all(queues: set[asyncio.Queue[T]], item: T) -> None:
-    for queue in queues:
-        queue.put_nowait(item)
+def event_json(seq: int) -> str:
+    event = {"type": "custom", "seq": seq, "session": "s", "turn": 1, "round": 0, "time": 1795240361858}
+    return json.dumps({**event, "name": "tick", "data": time.monotonic_ns()}, separators=(",", ":"))
 
 
-def turnstream() -> Contender:
+class Log(Generic[T]):
+    """What the others keep: all events, and a queue for each client."""
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+        self._said: list[T] = []
+        self._queues: set[asyncio.Queue[T]] = set()
+
+    def say(self) -> None:
+        event = self._make(len(self._said) + 1)
+        self._said.append(event)
+        for queue in self._queues:
+            queue.put_nowait(event)
+
+    def follow(self, scope: Any) -> tuple[list[T], asyncio.Queue[T]]:
+        """What comes after the cursor of a request, or is to come where it has none, and the queue of what follows."""
+        cursor = dict(scope["headers"]).get(b"last-event-id", b"")
+        queue: asyncio.Queue[T] = asyncio.Queue()
+        self._queues.add(queue)
+        return self._said[int(cursor.rpartition(b".")[2]) :] if cursor else [], queue
+
+
+def turnstream(hub: ts.Hub) -> Contender:
     from turnstream.asgi import app
 
-    hub = ts.Hub()
     turn = hub.session("s").turn()
-    return app(hub), lambda: turn.emit("custom", {"name": "tick", "data": "hello hello"}), "turnstream.asgi.app"
+    return app(hub), lambda: turn.emit("custom", {"name": "tick", "data": time.monotonic_ns()}), "turnstream.asgi.app"
 
 
-def bare() -> Contender:
-    queues: set[asyncio.Queue[bytes]] = set()
+def bare(hub: ts.Hub) -> Contender:
+    log = Log(lambda seq: f"id: abcdefgh.{seq}\nevent: custom\ndata: {event_json(seq)}\n\n".encode())
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        queue: asyncio.Queue[bytes] = asyncio.Queue()
-        queues.add(queue)
+        missed, queue = log.follow(scope)
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if missed:
+            await send({"type": "http.response.body", "body": b"".join(missed), "more_body": True})
         while True:
             await send({"type": "http.response.body", "body": await queue.get(), "more_body": True})
 
-    return application, lambda: to_all(queues, FRAME), "ready-made bytes, one queue a client"
+    return application, log.say, "ready-made bytes, one queue a client"
 
 
-def sse_starlette() -> Contender:
+def sse_starlette(hub: ts.Hub) -> Contender:
     from sse_starlette import EventSourceResponse, ServerSentEvent
     from starlette.applications import Starlette
     from starlette.routing import Route
 
-    queues: set[asyncio.Queue[str]] = set()
+    log = Log(lambda seq: (seq, event_json(seq)))
 
     async def events(request: Any) -> EventSourceResponse:
-        queue: asyncio.Queue[str] = asyncio.Queue()
-        queues.add(queue)
+        missed, queue = log.follow(request.scope)
 
         async def follow() -> AsyncIterator[ServerSentEvent]:
+            for seq, data in missed:
+                yield ServerSentEvent(data, event="custom", id=f"abcdefgh.{seq}", sep="\n")
             while True:
-                yield ServerSentEvent(await queue.get(), event="custom", id="abcdefgh.1000", sep="\n")
+                seq, data = await queue.get()
+                yield ServerSentEvent(data, event="custom", id=f"abcdefgh.{seq}", sep="\n")
 
         return EventSourceResponse(follow(), sep="\n")
 
-    application = Starlette(routes=[Route(PATH, events)])
-    return application, lambda: to_all(queues, JSON), f"{version('sse-starlette')}"
+    return Starlette(routes=[Route(PATH, events)]), log.say, f"{version('sse-starlette')}"
 
 
-def fastapi_sse() -> Contender:
-    from fastapi import FastAPI
+def fastapi_sse(hub: ts.Hub) -> Contender:
+    from fastapi import FastAPI, Request
     from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-    queues: set[asyncio.Queue[str]] = set()
+    log = Log(lambda seq: (seq, event_json(seq)))
     application = FastAPI()
 
-    @application.get(PATH, response_class=EventSourceResponse)
-    async def events() -> AsyncIterator[ServerSentEvent]:
-        queue: asyncio.Queue[str] = asyncio.Queue()
-        queues.add(queue)
+    async def events(request: Request) -> AsyncIterator[ServerSentEvent]:
+        missed, queue = log.follow(request.scope)
+        for seq, data in missed:
+            yield ServerSentEvent(raw_data=data, event="custom", id=f"abcdefgh.{seq}")
         while True:
-            yield ServerSentEvent(raw_data=await queue.get(), event="custom", id="abcdefgh.1000")
+            seq, data = await queue.get()
+            yield ServerSentEvent(raw_data=data, event="custom", id=f"abcdefgh.{seq}")
 
-    return application, lambda: to_all(queues, JSON), f"fastapi {version('fastapi')}"
+    events.__annotations__["request"] = Request  # it reads annotations, and finds only a name of this function
+    application.get(PATH, response_class=EventSourceResponse)(events)
+    return application, log.say, f"fastapi {version('fastapi')}"
 
 
-async def main(kind: str) -> None:
-    contenders: dict[str, Callable[[], Contender]] = {
+async def main(kind: str, events_a_second: float, history: int) -> None:
+    contenders: dict[str, Callable[[ts.Hub], Contender]] = {
         "turnstream": turnstream,
         "bare": bare,
         "sse_starlette": sse_starlette,
         "fastapi_sse": fastapi_sse,
     }
-    application, say, does = contenders[kind]()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    hub = ts.Hub()
+    application, say, does = contenders[kind](hub)
+    for _ in range(history):
+        say()
+    listeners = [socket.create_server((ADDRESSES[0], 0), backlog=4096)]
+    port = listeners[0].getsockname()[1]
+    listeners += [socket.create_server((address, port), backlog=4096) for address in ADDRESSES[1:]]
     config = uvicorn.Config(
-        application, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=0
+        application, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=0, backlog=4096
     )
     server = uvicorn.Server(config)
 
     async def tick() -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while True:
+        while events_a_second:
             say()
-            due += 1 / EVENTS_A_SECOND
+            due += 1 / events_a_second
             await asyncio.sleep(max(0.0, due - loop.time()))
 
-    async def until_input_ends() -> None:
-        await asyncio.to_thread(sys.stdin.read)
+    async def obey() -> None:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            for _ in range(int(line)):
+                say()
+            print("{}", flush=True)
         server.should_exit = True
 
-    tasks = [asyncio.create_task(tick()), asyncio.create_task(until_input_ends())]
-    print(json.dumps({"port": listener.getsockname()[1], "path": PATH, "does": does}), flush=True)
-    await server.serve(sockets=[listener])
+    tasks = [asyncio.create_task(tick()), asyncio.create_task(obey())]
+    session = hub.session("s")
+    epoch, head = (session.epoch, session.head) if kind == "turnstream" else ("abcdefgh", history)
+    hello = {"port": port, "path": PATH, "does": does, "epoch": epoch, "head": head}
+    print(json.dumps(hello), flush=True)
+    await server.serve(sockets=listeners)
     tasks[0].cancel()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0))

@@ -92,6 +92,16 @@ async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -
             await asyncio.sleep(0.005)
 
 
+async def listening(port: int) -> None:
+    """Waits for a server that is another process."""
+
+    def is_up() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    await until(is_up)
+
+
 def frozen(base: str, path: str) -> socket.socket:
     """A client that asks for a stream and takes as little of it as the kernel lets it."""
     url = httpx.URL(base)

@@ -272,6 +272,24 @@ async def test_all_that_is_ready_goes_out_in_one_send(hub: ts.Hub) -> None:
     assert (sent[2]["body"], sent[2].get("more_body", False)) == (b"", False)
 
 
+async def test_an_idle_stream_keeps_nothing_of_what_it_has_sent(hub: ts.Hub) -> None:
+    """A late client's last chunk may be 64 KiB."""
+    session = finished(hub)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body"))
+
+    stream = asyncio.create_task(EventStream(session)(scope("/", query="follow=session"), never, send))
+    await until(lambda: len(sent) == 2)
+    await asyncio.sleep(0)
+    references = sys.getrefcount(sent[1])
+    assert references == 2  # the list's, and the call's
+    assert b"completion" in sent[1]
+    stream.cancel()
+    await asyncio.gather(stream, return_exceptions=True)
+
+
 async def test_a_response_leaves_nothing_behind(hub: ts.Hub) -> None:
     """I3: ended, left by its client, cancelled, or with a client that can no longer be written to."""
     session = hub.session("s")

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, WORDS, Seen, finished, frames, frozen, parse, speak, text, until
+from support import PATIENCE_S, WORDS, Seen, finished, frames, frozen, listening, parse, speak, text, until
 
 import turnstream as ts
 from conftest import need_package
@@ -38,14 +38,6 @@ def a_free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-async def listening(port: int) -> None:
-    def is_up() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    await until(is_up)
 
 
 # --- granian ----------------------------------------------------------------------------------------------------------

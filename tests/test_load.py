@@ -1,21 +1,23 @@
-"""Many clients at once, and clients on bad lines: bounded in time, and each ends with the whole answer."""
+"""Many clients at once: bounded in time and memory, and each ends with the whole answer."""
 
 import asyncio
+import os
 import random
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import httpx
 import pytest
-from support import frozen, until
+from support import frozen, listening, until
 
 import turnstream as ts
-from turnstream.asgi import Policy, app
+from turnstream.asgi import app
 
 Serve = Callable[..., str]
 
@@ -76,194 +78,133 @@ async def test_1000_readers_join_while_a_writer_runs(serve: Serve) -> None:
     assert {tuple(each.result()) for each in reading} == {tuple(range(1, session.head + 1))}
 
 
-FROZEN_SERVER = """
-import asyncio, socket, sys
-import turnstream as ts, uvicorn
+FROZEN = 500
+WRITE_TIMEOUT_S = 5.0
+
+FROZEN_SERVER = f"""
+import asyncio, socket, sys, time
+import turnstream as ts
 from turnstream.asgi import Policy, app
 
 hub = ts.Hub()
 big = hub.session("big").turn()
 for _ in range(80):
-    big.emit("custom", {"name": "part", "data": "x" * 100_000})
+    big.emit("custom", {{"name": "part", "data": "x" * 100_000}})
 ticking = hub.session("ticking")
 
 async def agent(turn):
-    import time
     while True:
-        turn.emit("custom", {"name": "tick", "data": time.monotonic()})
-        await asyncio.sleep(0.02)
+        turn.emit("custom", {{"name": "tick", "data": time.monotonic()}})
+        await asyncio.sleep(0.005)
 
-application = app(hub, agent, policy=Policy(write_timeout_s=6.0))
-listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-print(listener.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(application, log_level="error", loop="uvloop")).run(sockets=[listener])
+application = app(hub, agent, policy=Policy(write_timeout_s={WRITE_TIMEOUT_S}))
 """
+
+UVICORN = """
+import served, socket, sys, uvicorn
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1024)
+uvicorn.Server(uvicorn.Config(served.application, log_level="error", loop="uvloop")).run(sockets=[listener])
+"""
+
+SERVERS = {
+    "uvicorn": ["-c", UVICORN],
+    "granian": ["-m", "granian", "served:application", "--interface", "asgi", "--loop", "uvloop", "--no-ws", "--port"],
+}
 
 
 def resident_mb(pid: int) -> float:
-    (line,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(line) / 1024
+    """Of the process and its children."""
+    proc = Path(f"/proc/{pid}")
+    (line,) = re.findall(r"VmRSS:\s+(\d+)", (proc / "status").read_text())
+    children = (proc / f"task/{pid}/children").read_text().split()
+    return int(line) / 1024 + sum(resident_mb(int(child)) for child in children)
 
 
-def p99_ms(late: list[float]) -> float:
-    return sorted(late)[int(len(late) * 0.99)] * 1000
+class Watchers:
+    """Clients that read a session which says the time, each 5 ms, and note how late it comes."""
 
+    def __init__(self, base: str) -> None:
+        self._base = base
+        self._late: list[float] = []
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_time() -> None:
-    """Each is owed 8 MB: 4 GB, were it kept for them."""
-    command = [sys.executable, "-c", FROZEN_SERVER]
-    server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert server.stdout is not None
-        base = f"http://127.0.0.1:{(await server.stdout.readline()).decode().strip()}"
-        async with httpx.AsyncClient() as http:
-            await http.post(f"{base}/sessions/ticking/turns", json={"input": 1})
-            reader, writer = await raw(base, "/sessions/ticking/events")
-            late: list[float] = []
-
-            async def watch() -> None:
-                while line := await reader.readline():
-                    if found := re.search(rb'"name":"tick","data":([\d.]+)', line):
-                        late.append(time.monotonic() - float(found[1]))
-
-            watching = asyncio.create_task(watch())
-            await until(lambda: len(late) > 100)
-            alone, before = p99_ms(late), resident_mb(server.pid)
-            clients = []
-            for _ in range(500):
-                clients.append(frozen(base, "/sessions/big/events"))
-                await asyncio.sleep(0.002)
-            late.clear()
-            await until(lambda: len(late) > 100)
-            beside, grown = p99_ms(late), resident_mb(server.pid) - before
-
-            async def readers() -> int:
-                count: int = (await http.get(f"{base}/sessions/big")).json()["readers"]
-                return count
-
-            async with asyncio.timeout(25):
-                while await readers() > 0:  # noqa: ASYNC110, another process rings no bell
-                    await asyncio.sleep(0.2)
-            late.clear()
-            await until(lambda: len(late) > 20)
-            watching.cancel()
-            await gone(writer)
-            for client in clients:
-                client.close()
-    finally:
-        server.kill()
-        await server.wait()
-    print(f"p99 {alone:.1f} ms alone, {beside:.1f} ms beside 500 frozen; {grown:.0f} MB more")
-    assert grown < 250  # half a megabyte each, of 8
-    assert beside < max(5 * alone, 50)  # the machine's own unrest aside
-
-
-# --- bad lines --------------------------------------------------------------------------------------------------------
-
-
-class BadLine:
-    """A proxy that delays, delays unevenly, and cuts connections at random bytes."""
-
-    def __init__(self, base: str, seed: int) -> None:
-        self._upstream = httpx.URL(base)
-        self._chance = random.Random(seed)
-
-    async def __aenter__(self) -> str:
-        self._open = 0
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await until(lambda: self._open == 0)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
-        up_reader, up_writer = await asyncio.open_connection(self._upstream.host, self._upstream.port)
-        left = self._chance.choice([0, 40, 285, 700, 3000, 10**9])
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        streams = [await raw(self._base, "/sessions/ticking/events") for _ in range(5)]
+        watching = [asyncio.create_task(self._watch(reader)) for reader, _ in streams]
         try:
-            up_writer.write(await reader.readuntil(b"\r\n\r\n"))
-            while piece := await up_reader.read(512):
-                await asyncio.sleep(self._chance.random() * 0.002)
-                writer.write(piece[:left])
-                await writer.drain()
-                left -= len(piece)
-                if left <= 0:
-                    break
-        except (OSError, asyncio.IncompleteReadError):
-            pass
+            yield
         finally:
-            await gone(up_writer)
-            await gone(writer)
-            self._open -= 1
+            for each in watching:
+                each.cancel()
+            for _, writer in streams:
+                await gone(writer)
+
+    async def _watch(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            if found := re.search(rb'"name":"tick","data":([\d.]+)', line):
+                self._late.append(time.monotonic() - float(found[1]))
+
+    async def p99_ms(self) -> float:
+        """Of the next 100 ticks."""
+        self._late.clear()
+        await until(lambda: len(self._late) >= 5 * 100)
+        return sorted(self._late)[int(len(self._late) * 0.99)] * 1000
 
 
-@pytest.mark.parametrize("seed", range(10))
-async def test_over_a_bad_line_each_event_comes_once_in_order(serve: Serve, seed: int) -> None:
-    hub = ts.Hub()
-    session = hub.session("s")
-    base = serve(app(hub, heartbeat_s=0.05))
-    turn = session.turn()
+@pytest.mark.timeout(90)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("server", "each_mb"), [("uvicorn", 0.5), ("granian", 2.0)])
+async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_time(
+    tmp_path: Path, unused_tcp_port: int, server: str, each_mb: float
+) -> None:
+    """Each is owed 8 MB: 4 GB, were it kept for them.
 
-    async def write() -> None:
-        for number in range(60):
-            turn.emit("custom", {"name": "part", "data": number})
-            await asyncio.sleep(0.002)
-        turn.complete()
+    The others' p99 is taken in windows, alone and beside them in turns, so that what the machine does meanwhile weighs
+    on both; the median window counts. A window in which 500 clients come, or are cut, is none of either.
+    """
+    (tmp_path / "served.py").write_text(FROZEN_SERVER)
+    command = [sys.executable, *SERVERS[server], str(unused_tcp_port)]
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, start_new_session=True)
+    base = f"http://127.0.0.1:{unused_tcp_port}"
+    alone: list[float] = []
+    beside: list[float] = []
+    moving: list[float] = []
+    grown: list[float] = []
+    try:
+        await listening(unused_tcp_port)
+        async with httpx.AsyncClient(trust_env=False) as http, AsyncExitStack() as stack:
 
-    async def read(line: str) -> list[int]:
-        """As an EventSource: what is not ended by its blank line was not received."""
-        read: list[int] = []
-        while not read or read[-1] < session.head or not turn.ended:
-            after = f"?deltas=exact&after={session.epoch}.{read[-1]}" if read else "?deltas=exact"
-            try:
-                reader, writer = await raw(line, f"/sessions/s/events{after}")
-            except (OSError, asyncio.IncompleteReadError):
-                continue
-            body = b""
-            try:
-                while piece := await reader.read(4096):
-                    body += piece
-            except OSError:
-                pass
-            await gone(writer)
-            read += ids(body[: body.rfind(b"\n\n") + 2])
-        return read
+            async def readers(wanted: int) -> None:
+                async with asyncio.timeout(WRITE_TIMEOUT_S + 10):
+                    while (await http.get(f"{base}/sessions/big")).json()["readers"] != wanted:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
 
-    async with asyncio.timeout(20), BadLine(base, seed) as line:
-        _, read_by = await asyncio.gather(write(), read(line))
-    assert read_by == list(range(1, session.head + 1))
-    await until(lambda: session.statistics()["readers"] == 0)
-
-
-@pytest.mark.parametrize("phase", ["request", "headers", "open", "replay", "idle", "end"])
-async def test_a_reader_that_dies_leaves_nothing_behind(serve: Serve, phase: str) -> None:
-    hub = ts.Hub()
-    session = hub.session("s")
-    application = app(hub, heartbeat_s=0.05, policy=Policy(write_timeout_s=0.4))
-    url = httpx.URL(serve(application))
-    turn = session.turn()
-    if phase == "replay":
-        for _ in range(100):
-            turn.emit("custom", {"name": "part", "data": "x" * 100_000})
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    writer.write(b"GET /sessions/s/events HTTP/1.1\r\nHost: x\r\n" + (b"" if phase == "request" else b"\r\n"))
-    await writer.drain()
-    wanted: dict[str, bytes] = {"headers": b"HTTP/1.1", "open": b"stream_open", "idle": b": heartbeat"}
-    if phase == "end":
-        turn.complete()
-        wanted["end"] = b"event: completion"
-    body = b""
-    while phase in wanted and wanted[phase] not in body:
-        body += await reader.read(64)
-    if phase == "replay":
-        await until(lambda: session.statistics()["readers"] == 1)
-    await gone(writer)
-    await until(lambda: session.statistics()["readers"] == 0 and application.statistics()["streams"] == 0)
-    if not turn.ended:
-        turn.emit("custom", {"name": "goes on"})
-        turn.complete()
-    async with httpx.AsyncClient() as http:
-        response: Any = await http.get(f"{url}/sessions/s/events?deltas=exact")
-    assert ids(response.content) == list(range(1, session.head + 1))
+            await http.post(f"{base}/sessions/ticking/turns", json={"input": 1})
+            watchers = Watchers(base)
+            await stack.enter_async_context(watchers.watching())
+            before = resident_mb(process.pid)
+            for leave in (True, False):
+                alone += [await watchers.p99_ms() for _ in range(2)]
+                clients = []
+                for _ in range(FROZEN):
+                    clients.append(stack.enter_context(closing(frozen(base, "/sessions/big/events"))))
+                    await asyncio.sleep(0.001)
+                await readers(FROZEN)
+                moving.append(await watchers.p99_ms())
+                beside += [await watchers.p99_ms() for _ in range(2)]
+                grown.append(resident_mb(process.pid) - before)
+                await readers(FROZEN)  # the windows were not too long
+                if leave:
+                    for client in clients:
+                        client.close()
+                await readers(0)
+                moving.append(await watchers.p99_ms())
+            alone += [await watchers.p99_ms() for _ in range(2)]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    rounded = [[round(each, 1) for each in windows] for windows in (alone, beside, moving, grown)]
+    print("{}, p99 in ms: alone {}, beside {}, while they come and go {}; {} MB more".format(server, *rounded))
+    assert max(grown) < FROZEN * each_mb
+    # Windows alone differ among themselves by more than twice; 4 ms is one turn of somebody else's on the processor.
+    assert median(beside) < 2 * median(alone) + 4

@@ -25,7 +25,6 @@ from turnstream.asgi.http import (
     Request,
     Scope,
     Send,
-    answered,
     metadata_field,
     text_field,
 )
@@ -91,8 +90,10 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
             await send({"type": "lifespan.shutdown.complete"})
-        else:
-            await self._route(scope, receive, send)
+            return
+        # Nothing of the request's way is kept while its answer, perhaps a stream of hours, is sent.
+        if (answer := await self._answer(scope, receive)) is not None:
+            await answer(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
@@ -138,7 +139,7 @@ class App:
 
     # the way of a request
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp | None:
         # Litestar's mounts end every path in a slash.
         path = scope["path"].removeprefix(scope.get("root_path", "")).removesuffix("/")
         method = scope.get("method", "WS")
@@ -148,20 +149,18 @@ class App:
                 continue
             if method == route.method or (method == "HEAD" and route.method == "GET"):
                 scope["path_params"] = found.groupdict()
-                await self.respond(route, scope, receive, send)
-                return
+                return await self._handled(route, scope, receive)
             if "WS" in (method, route.method):
                 continue
             allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
-        answer = Answer.error(HTTPError(404, "not_found", "no such path"))
-        if allowed:
-            headers = {"allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
-            if method == "OPTIONS":
-                answer = Answer(204, headers=headers)
-            else:
-                error = HTTPError(405, "method_not_allowed", f"this path knows {headers['allow']}", headers=headers)
-                answer = Answer.error(error)
-        await answered(answer, scope, receive, send)
+        if not allowed:
+            return Answer.error(HTTPError(404, "not_found", "no such path"))
+        headers = {"allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
+        if method == "OPTIONS":
+            return Answer(204, headers=headers)
+        return Answer.error(
+            HTTPError(405, "method_not_allowed", f"this path knows {headers['allow']}", headers=headers)
+        )
 
     def has(self, route: Route) -> bool:
         """Whether the route is switched on."""
@@ -169,22 +168,25 @@ class App:
 
     async def respond(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request whose route is known and whose `path_params` are in its scope."""
-        answer: ASGIApp
+        if (answer := await self._handled(route, scope, receive)) is not None:
+            await answer(scope, receive, send)
+
+    async def _handled(self, route: Route, scope: Scope, receive: Receive) -> ASGIApp | None:
+        """What the handler gives, or how it refuses; None for a client that has left."""
         self._watch_stalls(asyncio.get_running_loop())  # where no lifespan runs
         try:
             route.name_params(scope["path_params"])
             await self.authorize(scope)
-            answer = await route.handler(self, Request(scope, receive, self.max_body_bytes))
+            return await route.handler(self, Request(scope, receive, self.max_body_bytes))
         except HTTPError as error:
-            answer = route.refuse(error)
+            return route.refuse(error)
         except TurnstreamError as error:
-            answer = route.refuse(HTTPError.of(error))
+            return route.refuse(HTTPError.of(error))
         except ConnectionAbortedError:
-            return
+            return None
         except Exception:
             log.exception("%s %s", route.method, route.path)
-            answer = route.refuse(HTTPError(500, "internal", "the server failed; its log says how"))
-        await answered(answer, scope, receive, send)
+            return route.refuse(HTTPError(500, "internal", "the server failed; its log says how"))
 
     async def authorize(self, scope: Scope) -> None:
         """Asks the auth hook: HTTPError 401 or 403, or what the hook raises.
@@ -193,7 +195,9 @@ class App:
 
         A handler asks again once the body has named the session, as `path_params["session_id"]`.
         """
-        PRINCIPAL.set(await self._authorize(scope))
+        principal = await self._authorize(scope)
+        if principal is not PRINCIPAL.get():
+            PRINCIPAL.set(principal)
 
     async def _authorize(self, scope: Scope) -> Any:
         if self._auth is None:

@@ -36,6 +36,9 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 MAX_METADATA_BYTES = 16 << 10
 """The largest `metadata`, as JSON."""
 
+WAITED_FOR_BYTES = 64 << 10
+"""Above this, sending a body waits until most of it is taken: uvicorn waits before a send, never after the last one."""
+
 _STATUS: dict[type[TurnstreamError], int] = {
     CursorError: 400,
     UnknownSession: 404,
@@ -76,7 +79,7 @@ class HTTPError(Exception):
 
 
 class Answer:
-    """A whole response, sent at once."""
+    """A whole response, sent at once; to a WebSocket its refusal, with the body if the server can."""
 
     def __init__(self, status: int, body: Any = None, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
@@ -104,23 +107,24 @@ class Answer:
         return cls(error.status, {"error": error.body}, error.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._refuse_socket(scope, send)
+            return
         body = b"" if scope["method"] == "HEAD" else self.body
         with suppress(OSError):  # a client that has left (ASGI 2.4)
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            if len(body) > WAITED_FOR_BYTES:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                body = b""
             await send({"type": "http.response.body", "body": body})
 
-
-async def answered(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Sends an answer; where a WebSocket was asked for, an `Answer` refuses it, with its body if the server can."""
-    if scope["type"] == "websocket" and isinstance(answer, Answer):
+    async def _refuse_socket(self, scope: Scope, send: Send) -> None:
         kind = "websocket.http.response"
         if kind not in scope.get("extensions", {}):  # the handshake is answered with a bare 403
             await send({"type": "websocket.close", "code": 1008})
             return
-        await send({"type": f"{kind}.start", "status": answer.status, "headers": answer.headers})
-        await send({"type": f"{kind}.body", "body": answer.body})
-        return
-    await answer(scope, receive, send)
+        await send({"type": f"{kind}.start", "status": self.status, "headers": self.headers})
+        await send({"type": f"{kind}.body", "body": self.body})
 
 
 def header(scope: Scope, name: bytes) -> str:

@@ -3,7 +3,8 @@
 Owns the wait and the answer's shape. Knows no event: events go out as their own JSON.
 
 Invariants: 1. an answer's cursor stands right behind its last event, so that the next poll skips nothing and repeats
-nothing; 2. an empty answer gives the cursor back; 3. a client that leaves, and a server that stops, end the wait.
+nothing; 2. an empty answer gives the cursor back; 3. a client that leaves, and a server that stops, end the wait; 4. a
+client that does not take its answer in time is cut.
 """
 
 import asyncio
@@ -43,10 +44,11 @@ class Poll:
         reader = self._reader
         left = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._streams.opened(reader):
+            with self._streams.opened(reader, scope=scope) as stream:
                 answer = await self._answer()
-            if not left.done():
-                await Answer.of_json(200, answer)(scope, receive, send)
+                if not left.done():
+                    stream.sending = asyncio.get_running_loop().time()
+                    await Answer.of_json(200, answer)(scope, receive, send)
         finally:
             reader.close()
             left.cancel()

@@ -26,13 +26,23 @@ OnTrim: TypeAlias = Literal["snapshot", "fail"]
 _FULL = {"type": "stream_close", "reason": "too_many_readers", "retry_ms": RETRY_MS}
 _FULL_FRAME = f"retry: {RETRY_MS}\nevent: stream_close\ndata: {json.dumps(_FULL, separators=(',', ':'))}\n\n".encode()
 
+_COMMON: Headers = [
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
+]
 _HEADERS: dict[Format, Headers] = {
-    "sse": [(b"content-type", b"text/event-stream; charset=utf-8")],
-    "ndjson": [(b"content-type", b"application/x-ndjson")],
-    "ai-sdk": [(b"content-type", b"text/event-stream"), (b"x-vercel-ai-ui-message-stream", b"v1")],
-    "ag-ui": [(b"content-type", b"text/event-stream")],
-    "openai-chat": [(b"content-type", b"text/event-stream; charset=utf-8")],
-    "openai-responses": [(b"content-type", b"text/event-stream; charset=utf-8")],
+    "sse": [(b"content-type", b"text/event-stream; charset=utf-8"), *_COMMON],
+    "ndjson": [(b"content-type", b"application/x-ndjson"), *_COMMON],
+    "ai-sdk": [(b"content-type", b"text/event-stream"), (b"x-vercel-ai-ui-message-stream", b"v1"), *_COMMON],
+    "ag-ui": [(b"content-type", b"text/event-stream"), *_COMMON],
+    "openai-chat": [(b"content-type", b"text/event-stream; charset=utf-8"), *_COMMON],
+    "openai-responses": [(b"content-type", b"text/event-stream; charset=utf-8"), *_COMMON],
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "follow": get_args(Follow),
+    "format": get_args(Format),
+    "deltas": get_args(Deltas),
+    "on_trim": get_args(OnTrim),
 }
 
 
@@ -59,11 +69,10 @@ class StreamQuery(NamedTuple):
 
         defaults = cls._field_defaults | {"follow": follow}
 
-        def word(name: str, words: Any) -> Any:
-            choices = get_args(words)
+        def word(name: str) -> Any:
             value = query.get(name, [defaults[name]])[-1]
-            if value not in choices:
-                raise HTTPError(400, "bad_query", f"{name} is one of {', '.join(choices)}", parameter=name)
+            if value not in _CHOICES[name]:
+                raise HTTPError(400, "bad_query", f"{name} is one of {', '.join(_CHOICES[name])}", parameter=name)
             return value
 
         limit = query.get("limit", [None])[-1]
@@ -71,10 +80,10 @@ class StreamQuery(NamedTuple):
             raise HTTPError(400, "bad_query", "limit is a whole number from 1", parameter="limit")
         return cls(
             after=_later(query.get("after", [""])[-1], header(scope, b"last-event-id")),
-            follow=word("follow", Follow),
-            format=word("format", Format),
-            deltas=word("deltas", Deltas),
-            on_trim=word("on_trim", OnTrim),
+            follow=word("follow"),
+            format=word("format"),
+            deltas=word("deltas"),
+            on_trim=word("on_trim"),
             limit=limit and int(limit),
         )
 
@@ -108,6 +117,8 @@ class EventStream:
     when it has taken the last.
     """
 
+    __slots__ = ("_heartbeat_s", "_max_bytes", "_query", "_retry_ms", "_session", "_streams")
+
     def __init__(
         self,
         session: Session,
@@ -139,24 +150,22 @@ class EventStream:
             reader.close()
             await Answer(204)(scope, receive, send)
             return
-        headers = [
-            *_HEADERS[query.format],
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
-        ]
         now = asyncio.get_running_loop().time
         watcher = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            # OSError: the client has left (ASGI 2.4)
-            with self._streams.opened(reader, scope=scope) as stream, suppress(OSError):
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            with self._streams.opened(reader, scope=scope) as stream:
+                # A list of its own: middleware adds to it.
+                await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS[query.format]]})
                 if scope["method"] != "HEAD":
                     async for frames in reader:
                         stream.sending = now()
                         await send({"type": "http.response.body", "body": frames, "more_body": True})
                         stream.sending = 0.0
+                        del frames  # up to 64 KiB, which would stay until the next event
                 if not watcher.done():
                     await send({"type": "http.response.body", "body": b""})
+        except OSError:
+            pass  # the client has left (ASGI 2.4)
         finally:
             reader.close()
             watcher.cancel()
@@ -185,9 +194,8 @@ class EventStream:
 async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send) -> None:
     """An EventSource gives up for good on any status but 200: it is let in and sent away, to come back later."""
     if query.format == "sse" and "text/event-stream" in header(scope, b"accept"):
-        headers = [*_HEADERS["sse"], (b"cache-control", b"no-cache")]
         with suppress(OSError):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS["sse"]]})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})
         return
     error = HTTPError(

@@ -11,13 +11,12 @@ reads is told, and no stream lasts longer than DRAIN_S + LAST_S.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 from turnstream._native import FrameReader, Session
-from turnstream.asgi.cut import Ends, cut, ends_of
+from turnstream.asgi.cut import cut, ends_of
 from turnstream.asgi.http import Scope
 from turnstream.asgi.policy import Policy
 
@@ -44,19 +43,27 @@ class Closable(Protocol):
 
 
 class Open:
-    """One open stream."""
+    """One open stream. Among its loop's while it is entered: a class, as a generator would stay for as long as it."""
 
-    __slots__ = ("drains", "ends", "principal", "reader", "sending", "session", "task")
+    __slots__ = ("_of", "drains", "principal", "reader", "scope", "sending", "session", "task")
 
-    def __init__(self, reader: Closable, scope: Scope | None, drains: bool) -> None:
+    def __init__(self, of: "Streams", reader: Closable, scope: Scope | None, drains: bool) -> None:
+        self._of = of
         self.reader: Closable = reader
         self.task: asyncio.Task[Any] = cast("asyncio.Task[Any]", asyncio.current_task())
         self.session: Session | None = getattr(reader, "session", None)
         self.principal: Hashable | None = _key(PRINCIPAL.get())
         self.drains: bool = drains
-        self.ends: Ends | None = None if scope is None else ends_of(scope)
+        self.scope: Scope | None = scope
         self.sending: float = 0.0
         """The loop's time when the send began that has not ended; 0 between two."""
+
+    def __enter__(self) -> Self:
+        self._of._enter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._of._leave(self)
 
 
 class Streams:
@@ -80,10 +87,11 @@ class Streams:
         """How many there are."""
         return len(self._open)
 
-    @contextmanager
-    def opened(self, reader: Closable, *, scope: Scope | None = None, drains: bool = False) -> Iterator[Open]:
+    def opened(self, reader: Closable, *, scope: Scope | None = None, drains: bool = False) -> Open:
         """Keeps the current task and its reader while inside. `drains`: its close sends what is ready."""
-        stream = Open(reader, scope, drains)
+        return Open(self, reader, scope, drains)
+
+    def _enter(self, stream: Open) -> None:
         self._open[stream.task] = stream
         if stream.session is not None:
             self._of_session[stream.session.id] += 1
@@ -94,17 +102,16 @@ class Streams:
         if self._timer is None and self._policy.write_timeout_s is not None:
             self._set_timer(asyncio.get_running_loop())
         if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
-            _end(reader, "shutdown")
-        try:
-            yield stream
-        finally:
-            del self._open[stream.task]
-            reader.close()
-            if stream.principal is not None:
-                _take(self._of_principal, stream.principal)
-            if stream.session is not None:
-                _take(self._of_session, stream.session.id)
-                self._left(stream.session)
+            _end(stream.reader, "shutdown")
+
+    def _leave(self, stream: Open) -> None:
+        del self._open[stream.task]
+        stream.reader.close()
+        if stream.principal is not None:
+            _take(self._of_principal, stream.principal)
+        if stream.session is not None:
+            _take(self._of_session, stream.session.id)
+            self._left(stream.session)
 
     # crowds
 
@@ -159,14 +166,15 @@ class Streams:
             self._set_timer(loop)
 
     def _cut(self, stuck: list[Open], why: str) -> None:
-        found = cut({stream.ends for stream in stuck if stream.ends is not None})
+        ends = {stream: ends_of(stream.scope) if stream.scope else None for stream in stuck}
+        found = cut({each for each in ends.values() if each is not None})
         for stream in stuck:
             self.cut += 1
             stream.sending = 0.0
             session = "?" if stream.session is None else stream.session.id
             log.warning("session %s: a client %s and is cut; it may resume by its cursor", session, why)
             stream.reader.close()
-            if stream.ends not in found:  # the server then does with the connection what it can
+            if ends[stream] not in found:  # the server then does with the connection what it can
                 stream.task.cancel()
 
     # the end

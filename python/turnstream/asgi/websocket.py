@@ -94,8 +94,8 @@ class EventSocket:
         while True:
             try:
                 async for lines in self._reader:
-                    for line in lines.split(b"\n")[:-1]:
-                        await self._say(line.decode() or _HEARTBEAT)
+                    await self._say_each(lines)
+                    del lines  # up to 64 KiB, which would stay until the next event
             except TimeoutError:
                 return Farewell(REFUSED, "write_deadline")
             if self._closing:
@@ -114,6 +114,10 @@ class EventSocket:
                     if not line.startswith(_STREAM_OPEN):
                         await self._say(line.decode())
             await self._say(_CLOSING)
+
+    async def _say_each(self, lines: bytes) -> None:
+        for line in lines.split(b"\n")[:-1]:
+            await self._say(line.decode() or _HEARTBEAT)
 
     async def _say(self, text: str) -> None:
         async with self._sending, asyncio.timeout(self._app.policy.write_timeout_s):
