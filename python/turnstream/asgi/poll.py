@@ -3,14 +3,15 @@
 Owns the wait and the answer's shape. Knows no event: events go out as their own JSON.
 
 Invariants: 1. an answer's cursor stands right behind its last event, so that the next poll skips nothing and repeats
-nothing; 2. an empty answer gives the cursor back; 3. a client that leaves, and a server that stops, end the wait.
+nothing; 2. an empty answer gives the cursor back; 3. a client that leaves, and a server that stops, end the wait; 4. a
+poll counts among the readers while it waits, and its client has left when no other follows within LINGER_S.
 """
 
 import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from turnstream._native import Event, Reader
+from turnstream._native import Event, Reader, Session
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send
 from turnstream.asgi.route import Route
 from turnstream.asgi.stream import StreamQuery
@@ -25,6 +26,9 @@ WAIT_S = 20.0
 MAX_WAIT_S = 55.0
 """The longest wait: proxies give an answer up after 60 s (nginx's default)."""
 
+LINGER_S = 5.0
+"""How long after a poll its client is not yet taken to have left."""
+
 MAX_EVENTS = 1000
 """The most events of one answer."""
 
@@ -32,8 +36,9 @@ MAX_EVENTS = 1000
 class Poll:
     """One poll as an ASGI response."""
 
-    def __init__(self, app: "App", reader: Reader, limit: int, wait_s: float) -> None:
+    def __init__(self, app: "App", session: Session, reader: Reader, limit: int, wait_s: float) -> None:
         self._streams = app.streams
+        self._session = session
         self._reader = reader
         self._limit = limit
         self._wait_s = wait_s
@@ -42,7 +47,7 @@ class Poll:
         reader = self._reader
         left = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._streams.opened(reader):
+            with self._streams.opened(reader, self._session, linger_s=LINGER_S):
                 answer = await self._answer()
             if not left.done():
                 await Answer.of_json(200, answer)(scope, receive, send)
@@ -98,11 +103,12 @@ async def poll(app: "App", request: Request) -> ASGIApp:
     session = await app.find(request)
     query = StreamQuery.of(request.scope)
     wait_s = 0.0 if request.scope["method"] == "HEAD" else _wait_s(request.scope)
+    app.streams.require_room(session.id)
     try:
         reader = session.read(query.after, query.follow, deltas=query.deltas, on_trim=query.on_trim)
     except CursorExpired as error:
         raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
-    return Poll(app, reader, min(query.limit or MAX_EVENTS, MAX_EVENTS), wait_s)
+    return Poll(app, session, reader, min(query.limit or MAX_EVENTS, MAX_EVENTS), wait_s)
 
 
 ROUTES = (Route("GET", "/sessions/{session_id}/poll", poll, "What comes after a cursor, waiting for it a while"),)

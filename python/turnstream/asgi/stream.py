@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Send, header
-from turnstream.asgi.streams import RETRY_MS, Streams
+from turnstream.asgi.streams import RETRY_MS, Streams, too_many_readers
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
@@ -128,7 +128,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             query = self._query or StreamQuery.of(scope)
-            if self._streams.is_full(self._session):
+            if self._streams.is_full(self._session.id):
                 await _refuse(query, scope, receive, send)
                 return
             reader = self._open(query)
@@ -148,7 +148,7 @@ class EventStream:
         watcher = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
             # OSError: the client has left (ASGI 2.4)
-            with self._streams.opened(reader, scope=scope) as stream, suppress(OSError):
+            with self._streams.opened(reader, self._session, scope=scope) as stream, suppress(OSError):
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 if scope["method"] != "HEAD":
                     async for frames in reader:
@@ -190,10 +190,7 @@ async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})
         return
-    error = HTTPError(
-        429, "too_many_readers", "too many streams are open", headers={"retry-after": str(RETRY_MS // 1000)}
-    )
-    await Answer.error(error)(scope, receive, send)
+    await Answer.error(too_many_readers())(scope, receive, send)
 
 
 async def _close_on_disconnect(receive: Receive, reader: FrameReader) -> None:
