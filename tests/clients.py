@@ -34,6 +34,11 @@ def _run(*arguments: str, timeout_s: float) -> Any:
     return json.loads(out)
 
 
+def script(code: str, *, timeout_s: float = 30.0) -> Any:
+    """What a module's text prints, one JSON value."""
+    return _run("--input-type=module", "--eval", code, timeout_s=timeout_s)
+
+
 def page(name: str, base_url: str, *, package: tuple[str, str]) -> Any:
     """What the first JavaScript of docs/<name> prints, run against `base_url`; `package` has another name here."""
     text = (ROOT / "docs" / name).read_text()
@@ -42,7 +47,7 @@ def page(name: str, base_url: str, *, package: tuple[str, str]) -> Any:
     assert f'"{known}"' in code
     assert "http://127.0.0.1:8000" in code
     code = code.replace(f'"{known}"', f'"{here}"').replace("http://127.0.0.1:8000", base_url)
-    return _run("--input-type=module", "--eval", code, timeout_s=30)
+    return script(code)
 
 
 CUTS = 6

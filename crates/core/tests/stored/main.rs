@@ -291,7 +291,11 @@ fn a_deleted_session_ends_everywhere() {
     let other = there.session(Some("s")).unwrap();
     let epoch = other.epoch().clone();
     let reading = std::thread::spawn(move || read_until(&other, None, Follow::Session, |_| false));
+    let beside = session.clone();
+    let beside = std::thread::spawn(move || kinds(&read_until(&beside, None, Follow::Session, |_| false)));
+    until("a reader waits", || session.readers() == 1);
     assert_eq!(here.remove("s"), Ok(true));
+    assert_eq!(beside.join().unwrap(), ["turn_start", "completion", "session_end"], "who reads where it is deleted is told");
     reading.join().unwrap();
     assert!(matches!(there.find("s"), Err(SessionError::Unknown)));
     assert_eq!(here.remove("s"), Ok(false));
