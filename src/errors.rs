@@ -37,6 +37,7 @@ pub fn session(error: &SessionError) -> PyErr {
         SessionError::Payload(_) => "PayloadError",
         SessionError::NotWriter { .. } => "NotWriter",
         SessionError::BadId => return PyValueError::new_err(error.to_string()),
+        SessionError::Store(StoreError::Unusable(_)) => "StoreError", // it was a store when the hub opened it
         SessionError::Store(error) => return store(error),
     };
     raise(name, error)

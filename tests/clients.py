@@ -5,6 +5,7 @@ Owns how a script of tests/js is run, and the cutting proxy. Refuses to know wha
 
 import json
 import random
+import re
 import socket
 import socketserver
 import threading
@@ -33,6 +34,11 @@ def _run(*arguments: str, timeout_s: float) -> Any:
     return json.loads(out)
 
 
+def script(code: str, *, timeout_s: float = 30.0) -> Any:
+    """What a module's text prints, one JSON value."""
+    return _run("--input-type=module", "--eval", code, timeout_s=timeout_s)
+
+
 def page(name: str, base_url: str, *, package: tuple[str, str]) -> Any:
     """What the first JavaScript of docs/<name> prints, run against `base_url`; `package` has another name here."""
     text = (ROOT / "docs" / name).read_text()
@@ -41,17 +47,17 @@ def page(name: str, base_url: str, *, package: tuple[str, str]) -> Any:
     assert f'"{known}"' in code
     assert "http://127.0.0.1:8000" in code
     code = code.replace(f'"{known}"', f'"{here}"').replace("http://127.0.0.1:8000", base_url)
-    return _run("--input-type=module", "--eval", code, timeout_s=30)
+    return script(code)
 
 
 CUTS = 6
 
 
 @contextmanager
-def cutting(base_url: str, seed: int, *, most: int) -> Iterator[str]:
-    """A proxy whose first `CUTS` streams of events are dropped after a random number of bytes, less than `most`."""
+def cutting(base_url: str, seed: int, *, most: int, path: bytes = b"/events", cuts: int = CUTS) -> Iterator[str]:
+    """A proxy whose first answers to `path` are dropped after a random number of bytes, less than `most`."""
     chance = random.Random(seed)
-    cuts = iter([chance.randrange(1, most) for _ in range(CUTS)])
+    lengths = iter([chance.randrange(1, most) for _ in range(cuts)])
     upstream = ("127.0.0.1", int(base_url.rpartition(":")[2]))
 
     class Handler(socketserver.BaseRequestHandler):
@@ -65,8 +71,15 @@ def cutting(base_url: str, seed: int, *, most: int) -> Iterator[str]:
                     if not (piece := self.request.recv(65536)):
                         return
                     request += piece
+                head, _, body = request.partition(b"\r\n\r\n")
+                length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
+                while length and len(body) < int(length[1]):
+                    body += (piece := self.request.recv(65536))
+                    if not piece:
+                        return
+                request = head + b"\r\n\r\n" + body
                 server.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-                left = next(cuts, None) if b"/events" in request else None
+                left = next(lengths, None) if path in request.split(b"\r\n", 1)[0] else None
                 # Bytes of what the client gets, whatever the server's chunks are.
                 while piece := server.recv(4096 if left is None else min(4096, left)):
                     self.request.sendall(piece)

@@ -777,6 +777,8 @@ async def test_malformed_cursors(serve: Serve, hub: ts.Hub, http: httpx.AsyncCli
         (b"\xff", 400, "bad_json"),
         (b"[" * 100_000, 400, "bad_json"),
         (b'{"input": NaN}', 400, "bad_json"),
+        (b'{"input": ' + b"[" * 100 + b"]" * 100 + b"}", 422, "too_deep"),
+        (b'{"input": ' + b'{"a":[' * 50 + b"]}" * 50 + b"}", 422, "too_deep"),
         (b"[]", 422, "bad_body"),
         (b"{}", 422, "bad_body"),
         (b'{"input": null}', 422, "bad_body"),
@@ -797,7 +799,7 @@ async def test_bad_bodies(
 
 
 @pytest.mark.parametrize(
-    "value", ['"\\ud800"', "[" * 900 + "]" * 900, "1e400", "1" * 4000, '"\\u0000"', '{"a": 1, "a": 2}']
+    "value", ['"\\ud800"', "[" * 99 + "]" * 99, "1e400", "1" * 4000, '"\\u0000"', '{"a": 1, "a": 2}']
 )
 async def test_odd_inputs_stop_nothing(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, value: str) -> None:
     async def agent(turn: ts.Turn) -> str:
@@ -816,6 +818,72 @@ async def test_a_session_that_could_not_start_is_not_left_behind(
 ) -> None:
     base = serve(app(hub, agent=lambda turn: None))
     assert (await http.post(f"{base}/sessions", json={"input": 1, "client_id": 7})).status_code == 422
+    showing = serve(app(hub))
+    for path, body in [
+        ("/sessions", {"input": 1, "session_id": "s"}),
+        ("/ai-sdk", {"id": "s", "messages": [{"id": "m", "role": "user"}]}),
+        ("/ag-ui", {"threadId": "s", "runId": "r", "messages": []}),
+        ("/v1/responses", {"model": "m", "input": "x"}),
+    ]:
+        response = await http.post(showing + path, json=body)
+        assert (response.status_code, code(response)) == (501, "no_agent")
+    for path, body in [("/ai-sdk", {"id": "s", "messages": []}), ("/ag-ui", {"threadId": "s", "messages": []})]:
+        assert (await http.post(base + path, json=body)).status_code == 422
+    assert hub.sessions() == []
+
+
+async def test_the_idempotency_key_is_the_client_id_where_the_body_has_none(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient
+) -> None:
+    started: list[Any] = []
+
+    def agent(turn: ts.Turn) -> str:
+        started.append(turn.input)
+        return "done"
+
+    base = serve(app(hub, agent=agent, auth=lambda scope: dict(scope["headers"]).get(b"x-user", b"").decode()))
+    key, other = {"idempotency-key": "k-1", "x-user": "ann"}, {"idempotency-key": "k-1", "x-user": "bob"}
+    url = f"{base}/sessions"
+    first = await http.post(url, json={"input": 1}, headers=key)
+    again = await http.post(url, json={"input": 1}, headers=key)
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    changed = await http.post(url, json={"input": 2}, headers=key)
+    assert (changed.status_code, code(changed)) == (409, "conflict")
+    bobs = await http.post(url, json={"input": 1}, headers=other)
+    assert bobs.json()["session_id"] != first.json()["session_id"], "a key is its owner's alone"
+    await until(lambda: len(started) == 2)
+
+    turns = f"{url}/{first.json()['session_id']}/turns"
+    await until(lambda: hub.find(first.json()["session_id"]).result() is not None)
+    key["idempotency-key"] = "k-2"
+    second = await http.post(turns, json={"input": 3}, headers=key)
+    assert (second.status_code, second.json()["turn"]) == (202, 2)
+    await until(lambda: len(started) == 3)
+    assert (await http.post(turns, json={"input": 3}, headers=key)).json() == second.json()
+    await until(lambda: hub.find(first.json()["session_id"]).status()["state"] == "completed")
+    theirs = {"input": 3, "client_id": "mine"}  # the body's own goes first
+    assert (await http.post(turns, json=theirs, headers=key)).json()["turn"] == 3
+
+    empty = [(await http.post(url, json={"metadata": 1}, headers={**key, "idempotency-key": "e"})) for _ in range(2)]
+    assert empty[0].json() == empty[1].json()
+    assert hub.find(empty[0].json()["session_id"]).head == 1
+    response = await http.post(url, json={"input": 1}, headers={**key, "idempotency-key": "k" * 257})
+    assert (response.status_code, code(response)) == (400, "bad_header")
+
+
+async def test_the_auth_hook_hears_of_the_session_that_a_body_names(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient
+) -> None:
+    def auth(scope: Scope) -> bool:
+        return not scope["path_params"].get("session_id", "").startswith("hers")
+
+    base = serve(app(hub, agent=lambda turn: None, auth=auth))
+    for path, body in [
+        ("/sessions", {"session_id": "hers-1"}),
+        ("/ai-sdk", {"id": "hers-1", "messages": [{"id": "m", "role": "user"}]}),
+        ("/ag-ui", {"threadId": "hers-1", "runId": "r", "messages": []}),
+    ]:
+        assert (await http.post(base + path, json=body)).status_code == 401
     assert hub.sessions() == []
 
 

@@ -1,14 +1,23 @@
-"""EventSource, npm's and Chromium's own, over a wire that is cut at random bytes: each event once, in order."""
+"""EventSource, npm's and Chromium's own: over a wire that is cut at random bytes, and left to itself over a server's
+restart, it gets each event once, in order."""
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from clients import cutting, node
-from support import WORDS, finished
+from clients import cutting, node, script
+from support import PATIENCE_S, WORDS, finished
+from test_deployments import a_free_port
 
 import turnstream as ts
 from conftest import need_package
@@ -51,15 +60,20 @@ def test_the_npm_eventsource_gets_each_event_once_in_order(url: str) -> None:
 @pytest.mark.chromium
 @pytest.mark.timeout(120)
 def test_chromiums_own_eventsource_gets_each_event_once_in_order(url: str) -> None:
-    chromium = need_package("chromium")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-    with sync_playwright() as playwright, _all_cut(url) as proxies:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
+    with _chromium() as page, _all_cut(url) as proxies:
         for proxy in proxies:
             page.goto(f"{proxy}/sessions/s")  # any page of that origin
             seen = page.evaluate(FOLLOW, EXACT)
             _whole(json.loads(seen))
+
+
+@contextmanager
+def _chromium() -> Iterator[Any]:
+    chromium = need_package("chromium")
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser.new_page()
         browser.close()
 
 
@@ -74,3 +88,123 @@ FOLLOW = """url => new Promise(resolve => {
       if (type === "completion") { source.close(); resolve(JSON.stringify(seen)) }
     })
 })"""
+
+
+# --- left to itself ---------------------------------------------------------------------------------------------------
+
+# Nobody closes it: it is over when it has given up by itself, on a 204 or a 404.
+ALONE = """url => new Promise(resolve => {
+  const seen = {ids: [], types: [], opens: [], losses: []}
+  const source = new EventSource(url)
+  source.addEventListener("open", () => seen.opens.push(performance.now()))
+  source.addEventListener("error", () => {
+    seen.losses.push(performance.now())
+    if (source.readyState === EventSource.CLOSED) resolve(JSON.stringify(seen))
+  })
+  const types = ["turn_start", "message_start", "text_delta", "assistant_message", "completion", "session_end",
+    "stream_close"]
+  for (const type of types)
+    source.addEventListener(type, event => {
+      if (type !== "stream_close") seen.ids.push(event.lastEventId)
+      seen.types.push(type)
+    })
+})"""
+
+FROM_NPM = """
+import { EventSource } from "eventsource"
+globalThis.EventSource = EventSource
+const alive = setInterval(() => {}, 1000)
+console.log(await (%s)(%s))
+clearInterval(alive)
+"""
+
+SERVER = """
+import sys, uvicorn, turnstream as ts
+application = ts.asgi.app(ts.Hub(f"sqlite:///{sys.argv[2]}/runs.db"), lambda turn: "said " + turn.input)
+uvicorn.run(application, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+"""
+
+
+@contextmanager
+def _by_npm() -> Iterator[Callable[[str], Any]]:
+    yield lambda url: script(FROM_NPM % (ALONE, json.dumps(url)), timeout_s=40)
+
+
+@contextmanager
+def _by_chromium() -> Iterator[Callable[[str], Any]]:
+    with _chromium() as page:
+
+        def follow(url: str) -> Any:
+            page.goto(url.partition("/events")[0])
+            return json.loads(page.evaluate(ALONE, url))
+
+        yield follow
+
+
+@contextmanager
+def _server(port: int, folder: Path) -> Iterator[httpx.Client]:
+    base = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port), str(folder)])
+    with httpx.Client(base_url=base, timeout=PATIENCE_S) as http:
+        try:
+            _wait(lambda: http.get("/sessions/none").status_code == 404)
+            yield http
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        with suppress(httpx.TransportError):
+            if condition():
+                return
+    raise TimeoutError
+
+
+CLIENTS = [
+    pytest.param(_by_npm, id="npm"),
+    pytest.param(_by_chromium, id="chromium", marks=pytest.mark.chromium),
+]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_it_stops_by_itself_after_the_end(url: str, client: Any) -> None:
+    """The end of the body is a lost connection to it: it comes back after `retry`, and is answered 204."""
+    with client() as follow:
+        seen = follow(f"{url}{EXACT}")
+    assert [int(cursor.rpartition(".")[2]) for cursor in seen["ids"]] == list(range(1, EVENTS + 1))
+    assert (seen["types"][-1], len(seen["opens"]), len(seen["losses"])) == ("completion", 1, 2)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_it_comes_back_to_the_next_server_and_goes_on(client: Any, tmp_path: Path) -> None:
+    """A server's stop says when to come back; the next server has the log, and the cursor is the browser's own."""
+    port, serving, over = a_free_port(), threading.Event(), threading.Event()
+
+    def serve_twice() -> None:
+        with _server(port, tmp_path) as first:
+            first.post("/sessions", json={"session_id": "s", "input": "one"})
+            serving.set()
+            _wait(lambda: bool(first.get("/sessions/s").json()["readers"]))
+        with _server(port, tmp_path) as second:
+            _wait(lambda: bool(second.get("/sessions/s").json()["readers"]))
+            second.post("/sessions/s/turns", json={"input": "two"})
+            _wait(lambda: second.get("/sessions/s/result").status_code == 200)
+            second.delete("/sessions/s")
+            assert over.wait(PATIENCE_S)
+
+    with client() as follow, ThreadPoolExecutor(1) as pool:
+        servers = pool.submit(serve_twice)
+        assert serving.wait(PATIENCE_S)
+        seen = follow(f"http://127.0.0.1:{port}/sessions/s/events?follow=session&deltas=exact")
+        over.set()
+        servers.result(PATIENCE_S)
+    numbers = [int(cursor.rpartition(".")[2]) for cursor in seen["ids"]]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert seen["types"].count("completion") == 2
+    assert seen["types"].count("stream_close") == 1
+    assert seen["types"][-1] == "session_end"
+    assert len(seen["opens"]) == 2
+    assert seen["opens"][1] - seen["losses"][0] > 1900, "it was told to wait for two seconds"

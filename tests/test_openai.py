@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from clients import cutting
 from openai.lib.streaming.chat import ContentDoneEvent
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
@@ -234,6 +235,40 @@ async def test_silence_in_a_chat_breaks_no_client(serve: Serve, hub: ts.Hub) -> 
         assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "ab"
         response = await api.responses.create(model="x", input="y", stream=True)
         assert [event.type async for event in response][-1] == "response.completed"
+
+
+# --- repetitions ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_failed_is_not_repeated_by_the_sdk(serve: Serve, hub: ts.Hub) -> None:
+    async with client(serve(app(hub, agent))).with_options(max_retries=2) as api:
+        with pytest.raises(openai.InternalServerError, match="no bread"):
+            await api.chat.completions.create(**chat("fail"))
+    assert len(hub.sessions()) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_repetition_under_its_key_joins_the_run_that_it_repeats(
+    serve: Serve, hub: ts.Hub, stream: bool
+) -> None:
+    """The SDK's own: its connection is cut before the answer's head has come."""
+    base = serve(app(hub, agent))
+    with cutting(base, 1, most=15, path=b"/v1/", cuts=2) as proxy:
+        async with client(proxy).with_options(max_retries=2) as api:
+            key = {"Idempotency-Key": "b7c4d2"}
+            said = await api.chat.completions.create(**chat("answer"), stream=stream, extra_headers=key)
+            if isinstance(said, openai.AsyncStream):
+                shown = "".join([choice.delta.content or "" async for chunk in said for choice in chunk.choices])
+            else:
+                shown = said.choices[0].message.content or ""
+            assert shown == ANSWER
+            (session,) = hub.sessions()
+            assert session.status()["turn"] == 1
+            with pytest.raises(openai.ConflictError):
+                await api.chat.completions.create(**chat("call"), extra_headers=key)
+            first = await api.responses.create(**asked("answer"), extra_headers={"Idempotency-Key": "r1"})
+            assert await api.responses.create(**asked("answer"), extra_headers={"Idempotency-Key": "r1"}) == first
+    assert len(hub.sessions()) == 2
 
 
 # --- Responses --------------------------------------------------------------------------------------------------------

@@ -129,6 +129,51 @@ async def test_caps_on_readers(serve: Serve, hub: ts.Hub, http: httpx.AsyncClien
     assert application.statistics()["refused"] == 3
 
 
+async def test_polls_count_among_the_readers(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While they wait. Between two polls a client has not left; when none follows, it has."""
+    monkeypatch.setattr("turnstream.asgi.poll.LINGER_S", 0.4)
+    session = hub.session("s")
+    application = app(hub, policy=Policy(max_readers_per_session=1, on_disconnect="cancel"))
+    base = serve(application)
+    turn = session.turn("go")
+    url = f"{base}/sessions/s/poll"
+    waiting = asyncio.create_task(http.get(url, params={"after": session.cursor}))
+    await until(lambda: application.statistics()["streams"] == 1)
+    for path in ("poll", "events"):
+        refused = await http.get(f"{base}/sessions/s/{path}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_readers")
+        assert int(refused.headers["retry-after"]) > 0
+    turn.emit("custom", name="x")
+    cursor = (await waiting).json()["cursor"]
+    page = (await http.get(url, params={"after": cursor, "wait_s": 0})).json()
+    assert (page["events"], session.status()["state"]) == ([], "running")
+    await until(lambda: session.status()["state"] == "cancelled")
+    assert (session.result() or {})["reason"] == "disconnected"
+
+
+async def test_a_cap_refuses_a_run_before_it_starts(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
+    """A client that asks and follows in one request would repeat it, and start another run each time."""
+    base = serve(app(hub, endless, auth=by_header, policy=Policy(max_readers_per_principal=1)))
+    me = {"x-user": "eve"}
+    hub.session("s")
+    async with http.stream("GET", f"{base}/sessions/s/events", headers=me) as response:
+        await anext(reading := frames(response))
+        for path, body in [
+            ("/ai-sdk", {"id": "c", "messages": [{"id": "m", "role": "user"}]}),
+            ("/ag-ui", {"threadId": "c", "runId": "r", "messages": []}),
+            ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+            ("/v1/responses", {"model": "m", "input": "x", "stream": True}),
+        ]:
+            refused = await http.post(base + path, json=body, headers=me)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_readers")
+        assert [session.id for session in hub.sessions()] == ["s"]
+        background = {"model": "m", "input": "x", "background": True}
+        assert (await http.post(f"{base}/v1/responses", json=background, headers=me)).status_code == 200
+    del reading
+
+
 async def test_a_full_hub_refuses_and_says_so(serve: Serve, http: httpx.AsyncClient) -> None:
     hub = ts.Hub(limits=ts.Limits(max_sessions=1))
     base = serve(app(hub, endless))

@@ -595,6 +595,15 @@ fn edge_41_a_cancel_closes_everything_once_and_answers_the_open_calls() {
     let hook = called.clone();
     session.on_cancel(turn, Box::new(move || _ = hook.fetch_add(1, Ordering::SeqCst)));
     assert_eq!(called.load(Ordering::SeqCst), 2, "a hook that comes after the cancel is called at once");
+
+    let turn = start(&session);
+    let head = session.logged();
+    let late = |kind: &str, fields: &str| session.emit(Some(turn), payload(kind, fields), None).unwrap();
+    assert_eq!(late("tool_result", r#"{"call_id":"a","output":"late"}"#), head);
+    assert_eq!(late("tool_output_delta", r#"{"call_id":"a","text":"late"}"#), head);
+    assert_eq!(session.statistics().late, 2, "what an earlier turn's work still says is counted, and changes nothing");
+    late("tool_call", r#"{"call_id":"a","name":"f"}"#);
+    assert!(late("tool_result", r#"{"call_id":"a","output":"new"}"#) > head + 2, "an id may come again with its call");
 }
 
 #[test]

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 async def ag_ui(app: "App", request: Request) -> ASGIApp:
     """200 with the events of a turn whose input is the whole `RunAgentInput`."""
     body = await request.json()
-    session = await app.open(request, body.get("threadId"), "threadId")
+    thread = await app.named(request, body.get("threadId"), "threadId")
     run = text_field(body, "runId")
     if run is None:
         raise HTTPError(422, "bad_body", "runId is missing", parameter="runId")
     if not isinstance(body.get("messages"), list):
         raise HTTPError(422, "bad_body", "messages is a list", parameter="messages")
-    started = await app.start(session, {"input": body, "client_id": run, "metadata": {"protocol": "ag-ui"}})
+    app.streams.require_room(thread)
+    turn = {"input": body, "client_id": run, "metadata": {"protocol": "ag-ui"}}
+    session, started = await app.begin(thread, turn)
     return app.stream(session, StreamQuery(after=started["cursor"], format="ag-ui"))
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, text_field
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, idempotency_key, text_field
 from turnstream.asgi.route import SESSION_ID, Route
 from turnstream.asgi.stream import StreamQuery
 from turnstream.errors import UnknownSession
@@ -26,7 +26,7 @@ TRIGGERS = ("submit-message", REGENERATE)
 async def ai_sdk(app: "App", request: Request) -> ASGIApp:
     """200 with the UI message stream of a turn; its input is the whole body: `id`, `messages`, `trigger` …"""
     body = await request.json()
-    session = await app.open(request, body.get("id"), "id")
+    chat = await app.named(request, body.get("id"), "id")
     last = _last_message(body)
     trigger = body.get("trigger", TRIGGERS[0])
     if trigger not in TRIGGERS:
@@ -34,7 +34,9 @@ async def ai_sdk(app: "App", request: Request) -> ASGIApp:
     # Results of tools that ran in the browser come with the answer that called them: it goes on under its own id.
     goes_on = last["role"] == "assistant" and trigger != REGENERATE
     metadata = {"protocol": "ai-sdk"} | ({"message_id": last["id"]} if goes_on else {})
-    started = await app.start(session, {"input": body, "client_id": _request_id(body, last, trigger), "metadata": metadata})
+    client_id = _request_id(body, last, trigger) or idempotency_key(request.scope)
+    app.streams.require_room(chat)
+    session, started = await app.begin(chat, {"input": body, "client_id": client_id, "metadata": metadata})
     return app.stream(session, StreamQuery(after=started["cursor"], format="ai-sdk"))
 
 

@@ -7,6 +7,7 @@ told to stop, no stream keeps the server from stopping.
 """
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import re
@@ -32,8 +33,8 @@ from turnstream.asgi.policy import Policy
 from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
 from turnstream.asgi.stream import EventStream, StreamQuery
-from turnstream.asgi.streams import PRINCIPAL, Streams
-from turnstream.errors import TurnstreamError
+from turnstream.asgi.streams import PRINCIPAL, Streams, principal_key
+from turnstream.errors import TurnstreamError, UnknownSession
 
 Auth: TypeAlias = Callable[[Scope], Any]
 """Says who asks, sync or async: None, or anything empty, is a 401, an exception a 403 or what its HTTPError says. The
@@ -222,21 +223,45 @@ class App:
             raise HTTPError(404, "unknown_session", "no session has such an id")
         return await self.hub.afind(session_id)
 
-    async def open(self, request: Request, session_id: object, parameter: str) -> Session:
-        """The session that a body names, made where there is none, once the auth hook allows it."""
+    async def named(self, request: Request, session_id: object, parameter: str) -> str:
+        """The session's id that a body says, once the auth hook, which did not know it yet, allows it."""
         if not isinstance(session_id, str) or SESSION_ID.fullmatch(session_id) is None:
             raise HTTPError(422, "bad_session_id", f"{parameter}: {SESSION_ID_RULE}", parameter=parameter)
         request.scope["path_params"] = {**request.scope.get("path_params", {}), "session_id": session_id}
         await self.authorize(request.scope)
-        if self._runner is None:
-            raise HTTPError(501, "no_agent", "this server runs no agent")
-        return await self.hub.asession(session_id)
+        return session_id
+
+    async def knows(self, session_id: str) -> bool:
+        try:
+            await self.hub.afind(session_id)
+        except UnknownSession:
+            return False
+        return True
 
     def stream(self, session: Session, query: StreamQuery | None = None) -> EventStream:
         """The session's events as a response; `query` overrides what the request asks for."""
         return EventStream(session, query, heartbeat_s=self.heartbeat_s, retry_ms=self.retry_ms, streams=self.streams)
 
+    def session_id_of(self, key: str) -> str:
+        """The id of the session that a request without one makes under an `Idempotency-Key`: the same in every process,
+        for whoever asks alone, and as hard to guess as the key."""
+        said = f"{principal_key(PRINCIPAL.get())!r}\n{key}"
+        return f"k-{hashlib.sha256(said.encode()).hexdigest()[:40]}"
+
+    async def begin(self, session_id: str | None, body: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
+        """A turn in the session of that id, made where there is none: `start`, and a new session where that fails is
+        not left behind."""
+        new = session_id is None or not await self.knows(session_id)
+        session = await self.hub.asession(session_id)
+        try:
+            return session, await self.start(session, body)
+        except BaseException:
+            if new and session.head == 0:  # another request of that id may have begun meanwhile
+                await self.hub.adelete(session.id)
+            raise
+
     async def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"turn", "cursor"}` of the turn that the body's `input`, `client_id` and `metadata` start."""
         if self._runner is None:
             raise HTTPError(501, "no_agent", "this server runs no agent")
         if self.streams.closing:

@@ -39,6 +39,9 @@ MAX_METADATA_BYTES = 16 << 10
 WAITED_FOR_BYTES = 64 << 10
 """Above this, sending a body waits until most of it is taken: uvicorn waits before a send, never after the last one."""
 
+MAX_DEPTH = 100
+"""How deep the JSON of a request may be nested. A log keeps 120 levels, an event's own among them."""
+
 _STATUS: dict[type[TurnstreamError], int] = {
     CursorError: 400,
     UnknownSession: 404,
@@ -92,11 +95,11 @@ class Answer:
             self.headers.append((b"content-length", b"%d" % len(self.body)))
 
     @classmethod
-    def of_json(cls, status: int, text: str) -> Self:
+    def of_json(cls, status: int, text: str, headers: Mapping[str, str] | None = None) -> Self:
         """An answer whose body has been written already."""
-        answer = cls(status)
+        answer = cls(status, headers=headers)
         answer.body = text.encode()
-        answer.headers[1:] = [
+        answer.headers[-1:] = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(answer.body)),
         ]
@@ -166,11 +169,37 @@ def parse_object(text: bytes) -> dict[str, Any]:
         raise HTTPError(400, "bad_json", f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise HTTPError(422, "bad_body", "the body is a JSON object")
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise HTTPError(422, "too_deep", f"the body is nested deeper than {MAX_DEPTH} levels")
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether containers are nested more than `depth` levels: level by level, as a call each would cost the stack."""
+    level = [value]
+    while level and depth:
+        items = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [inner for item in items for inner in item if isinstance(inner, dict | list)]
+        depth -= 1
+    return bool(level)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def idempotency_key(scope: Scope) -> str | None:
+    """The `Idempotency-Key` header, which stands for a `client_id` where the body has none."""
+    key = header(scope, b"idempotency-key")
+    if len(key) > 256:
+        raise HTTPError(400, "bad_header", "Idempotency-Key is at most 256 characters", parameter="Idempotency-Key")
+    return key or None
+
+
+def with_idempotency_key(scope: Scope, body: dict[str, Any]) -> dict[str, Any]:
+    """The body with a `client_id`, if it or the header says one."""
+    key = idempotency_key(scope)
+    return body if key is None or body.get("client_id") is not None else {**body, "client_id": key}
 
 
 def text_field(body: dict[str, Any], name: str) -> str | None:

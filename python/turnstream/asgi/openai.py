@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send
+from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send, idempotency_key
 from turnstream.asgi.route import SESSION_ID, Route
 from turnstream.asgi.stream import EventStream, StreamQuery
 from turnstream.errors import TurnstreamError, UnknownSession
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Format = Literal["openai-chat", "openai-responses"]
 
 _RESPONSE_ID = re.compile(r"resp_(?P<session_id>.+)_(?P<cursor>(?P<epoch>[a-z0-9]+)_[0-9]{1,19})")
+
+_NO_RETRY = {"x-should-retry": "false"}
+"""Tells OpenAI's SDKs, which repeat a 500, that the run is over: each repetition would be another one."""
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -50,7 +53,7 @@ class _Whole:
         reader = self._run.session.frames(self._run.cursor, format=self._format, heartbeat_s=0)
         left = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._app.streams.opened(reader):
+            with self._app.streams.opened(reader, self._run.session):
                 async for _ in reader:  # the encoder knows where the turn ends
                     pass
             if not left.done():
@@ -94,15 +97,18 @@ def _refuse(error: HTTPError) -> Answer:
     """An error as OpenAI's SDKs read it."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     body = {"message": str(error), "type": kind, "param": error.extra.get("parameter"), "code": error.code}
-    return Answer(error.status, {"error": body}, error.headers)
+    # An SDK repeats a 409: this one stays.
+    headers = error.headers | (_NO_RETRY if error.code == "conflict" else {})
+    return Answer(error.status, {"error": body}, headers)
 
 
 def _answer(run: _Run, format: Format) -> Answer:
     text = run.session.answer(run.cursor, format)
     if text is None:
-        return _refuse(HTTPError(500, "history_trimmed", "the server no longer holds all of this answer"))
+        why = "the server no longer holds all of this answer"
+        return _refuse(HTTPError(500, "history_trimmed", why, headers=_NO_RETRY))
     if text.startswith('{"error":'):
-        return Answer.of_json(500, text)
+        return Answer.of_json(500, text, _NO_RETRY)
     return Answer.of_json(200, text)
 
 
@@ -110,15 +116,15 @@ def _stream(app: "App", run: _Run, format: Format) -> EventStream:
     return app.stream(run.session, StreamQuery(after=run.cursor, format=format))
 
 
-async def _start(app: "App", session: Session | None, body: dict[str, Any]) -> _Run:
-    new = session is None
-    session = session or await app.hub.asession()
-    try:
-        return _Run(session, (await app.start(session, {"input": body}))["cursor"])
-    except BaseException:
-        if new:
-            await app.hub.adelete(session.id)
-        raise
+async def _start(app: "App", request: Request, session_id: str | None, body: dict[str, Any]) -> _Run:
+    """A repeated request of the same `Idempotency-Key` is answered with the run that the first one started."""
+    key = idempotency_key(request.scope)
+    if session_id is None and key is not None:
+        session_id = app.session_id_of(key)
+    if not body.get("background"):
+        app.streams.require_room(session_id)
+    session, started = await app.begin(session_id, {"input": body, "client_id": key})
+    return _Run(session, started["cursor"])
 
 
 async def _read(request: Request, content: str, kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -142,19 +148,19 @@ async def _read(request: Request, content: str, kinds: type | tuple[type, ...]) 
 async def chat_completions(app: "App", request: Request) -> ASGIApp:
     """200 with the agent's answer: `chat.completion.chunk` frames, or one `chat.completion`."""
     body = await _read(request, "messages", list)
-    run = await _start(app, None, body)
+    run = await _start(app, request, None, body)
     return _stream(app, run, "openai-chat") if body.get("stream") else _Whole(app, run, "openai-chat")
 
 
 async def create_response(app: "App", request: Request) -> ASGIApp:
     """200 with the agent's answer: `response.*` events, or one `response`; with `background`, at once."""
     body = await _read(request, "input", (str, list))
-    session = None
+    session_id = None
     if previous := body.get("previous_response_id"):
-        session = await _continued(app, request.scope, previous)
+        session_id = (await _continued(app, request.scope, previous)).id
     if body.get("conversation") is not None:
         raise HTTPError(400, "unsupported", "go on with previous_response_id", parameter="conversation")
-    run = await _start(app, session, body)
+    run = await _start(app, request, session_id, body)
     if body.get("stream"):
         return _stream(app, run, "openai-responses")
     return _answer(run, "openai-responses") if body.get("background") else _Whole(app, run, "openai-responses")

@@ -14,9 +14,9 @@ class Policy:
     `on_disconnect`: what becomes of a running turn when its last reader has left: "continue", or "cancel", after
     `disconnect_grace_s` in which one may come back. A turn that nobody has read is never cancelled by this.
 
-    `max_readers_per_session`, `max_readers_per_principal`: open streams; who comes on top is answered 429, and one that
-    asks for `text/event-stream` is let in and sent away with `retry:`, as an EventSource gives up for good on any
-    status but 200. The principal is what the auth hook gave.
+    `max_readers_per_session`, `max_readers_per_principal`: open streams, sockets and waiting polls; who comes on top is
+    answered 429, and one that asks for `text/event-stream` is let in and sent away with `retry:`, as an EventSource
+    gives up for good on any status but 200. The principal is what the auth hook gave.
 
     `write_timeout_s`: a client that takes nothing for so long is cut, and may resume by its cursor; None: never.
 

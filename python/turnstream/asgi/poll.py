@@ -4,7 +4,8 @@ Owns the wait and the answer's shape. Knows no event: events go out as their own
 
 Invariants: 1. an answer's cursor stands right behind its last event, so that the next poll skips nothing and repeats
 nothing; 2. an empty answer gives the cursor back; 3. a client that leaves, and a server that stops, end the wait; 4. a
-client that does not take its answer in time is cut.
+client that does not take its answer in time is cut; 5. a poll counts among the readers while it waits, and its client has
+left when no other follows within LINGER_S.
 """
 
 import asyncio
@@ -26,6 +27,9 @@ WAIT_S = 20.0
 MAX_WAIT_S = 55.0
 """The longest wait: proxies give an answer up after 60 s (nginx's default)."""
 
+LINGER_S = 5.0
+"""How long after a poll its client is not yet taken to have left."""
+
 MAX_EVENTS = 1000
 """The most events of one answer."""
 
@@ -44,7 +48,7 @@ class Poll:
         reader = self._reader
         left = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._streams.opened(reader, scope=scope) as stream:
+            with self._streams.opened(reader, self._session, scope=scope, linger_s=LINGER_S) as stream:
                 answer = await self._answer()
                 if not left.done():
                     stream.sending = asyncio.get_running_loop().time()
@@ -101,6 +105,7 @@ async def poll(app: "App", request: Request) -> ASGIApp:
     session = await app.find(request)
     query = StreamQuery.of(request.scope)
     wait_s = 0.0 if request.scope["method"] == "HEAD" else _wait_s(request.scope)
+    app.streams.require_room(session.id)
     try:
         reader = session.read(query.after, query.follow, deltas=query.deltas, on_trim=query.on_trim)
     except CursorExpired as error:

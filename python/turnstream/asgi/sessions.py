@@ -4,13 +4,20 @@ Invariants: 1. a handler gives an ASGI application and sends nothing itself; 2. 
 HTTPError before anything starts.
 """
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turnstream._native import Session
-from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, metadata_field, text_field
-from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
-from turnstream.errors import UnknownSession
+from turnstream.asgi.http import (
+    Answer,
+    ASGIApp,
+    HTTPError,
+    Request,
+    idempotency_key,
+    metadata_field,
+    text_field,
+    with_idempotency_key,
+)
+from turnstream.asgi.route import Route
 
 if TYPE_CHECKING:
     from turnstream.asgi.app import App
@@ -21,24 +28,22 @@ LISTED = 100
 
 async def create(app: "App", request: Request) -> ASGIApp:
     """201 `{"session_id", "turn", "cursor"}`; `turn` is null when there was no input."""
-    body = await request.json()
-    session_id, metadata = text_field(body, "session_id"), metadata_field(body)
-    if session_id is not None:
-        if SESSION_ID.fullmatch(session_id) is None:
-            raise HTTPError(422, "bad_session_id", SESSION_ID_RULE)
-        with suppress(UnknownSession):
-            await app.hub.afind(session_id)
+    body = with_idempotency_key(request.scope, await request.json())
+    metadata = metadata_field(body)
+    if (session_id := body.get("session_id")) is not None:
+        await app.named(request, session_id, "session_id")
+        if await app.knows(session_id):
             raise HTTPError(409, "session_exists", "a session of that id exists", session_id=session_id)
-    session = await app.hub.asession(session_id)
-    started: dict[str, Any] = {"turn": None, "cursor": session.cursor}
+    elif key := idempotency_key(request.scope):
+        session_id = app.session_id_of(key)
     if body.get("input") is not None:
-        try:
-            started = await app.start(session, body)
-        except BaseException:
-            await app.hub.adelete(session.id)
-            raise
-    elif metadata is not None:
-        session.emitter()("custom", {"name": "session_metadata", "data": metadata})
+        session, started = await app.begin(session_id, body)
+    else:
+        new = session_id is None or not await app.knows(session_id)
+        session = await app.hub.asession(session_id)
+        started = {"turn": None, "cursor": f"{session.epoch}.0"}
+        if metadata is not None and new:
+            session.emitter()("custom", {"name": "session_metadata", "data": metadata})
     return Answer(201, {"session_id": session.id, **started}, {"location": _url(request, session)})
 
 
@@ -69,7 +74,7 @@ async def start_turn(app: "App", request: Request) -> ASGIApp:
     body = await request.json()
     if body.get("input") is None:
         raise HTTPError(422, "bad_body", "a turn has an input", parameter="input")
-    return Answer(202, await app.start(session, body))
+    return Answer(202, await app.start(session, with_idempotency_key(request.scope, body)))
 
 
 async def events(app: "App", request: Request) -> ASGIApp:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.http import Answer, Headers, HTTPError, Receive, Scope, Send, header
-from turnstream.asgi.streams import RETRY_MS, Streams
+from turnstream.asgi.streams import RETRY_MS, Streams, too_many_readers
 from turnstream.errors import CursorExpired, TurnstreamError
 
 Follow: TypeAlias = Literal["turn", "session", "none"]
@@ -139,7 +139,7 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             query = self._query or StreamQuery.of(scope)
-            if self._streams.is_full(self._session):
+            if self._streams.is_full(self._session.id):
                 await _refuse(query, scope, receive, send)
                 return
             reader = self._open(query)
@@ -153,7 +153,8 @@ class EventStream:
         now = asyncio.get_running_loop().time
         watcher = asyncio.create_task(_close_on_disconnect(receive, reader))
         try:
-            with self._streams.opened(reader, scope=scope) as stream:
+            # OSError: the client has left (ASGI 2.4)
+            with self._streams.opened(reader, self._session, scope=scope) as stream, suppress(OSError):
                 # A list of its own: middleware adds to it.
                 await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS[query.format]]})
                 if scope["method"] != "HEAD":
@@ -164,8 +165,6 @@ class EventStream:
                         del frames  # up to 64 KiB, which would stay until the next event
                 if not watcher.done():
                     await send({"type": "http.response.body", "body": b""})
-        except OSError:
-            pass  # the client has left (ASGI 2.4)
         finally:
             reader.close()
             watcher.cancel()
@@ -198,10 +197,7 @@ async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS["sse"]]})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})
         return
-    error = HTTPError(
-        429, "too_many_readers", "too many streams are open", headers={"retry-after": str(RETRY_MS // 1000)}
-    )
-    await Answer.error(error)(scope, receive, send)
+    await Answer.error(too_many_readers())(scope, receive, send)
 
 
 async def _close_on_disconnect(receive: Receive, reader: FrameReader) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, cast
 
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.cut import cut, ends_of
-from turnstream.asgi.http import Scope
+from turnstream.asgi.http import HTTPError, Scope
 from turnstream.asgi.policy import Policy
 
 DRAIN_S = 0.5
@@ -45,14 +45,17 @@ class Closable(Protocol):
 class Open:
     """One open stream. Among its loop's while it is entered: a class, as a generator would stay for as long as it."""
 
-    __slots__ = ("_of", "drains", "principal", "reader", "scope", "sending", "session", "task")
+    __slots__ = ("_linger_s", "_of", "drains", "principal", "reader", "scope", "sending", "session", "task")
 
-    def __init__(self, of: "Streams", reader: Closable, scope: Scope | None, drains: bool) -> None:
+    def __init__(
+        self, of: "Streams", reader: Closable, session: Session, scope: Scope | None, drains: bool, linger_s: float
+    ) -> None:
         self._of = of
+        self._linger_s = linger_s
         self.reader: Closable = reader
         self.task: asyncio.Task[Any] = cast("asyncio.Task[Any]", asyncio.current_task())
-        self.session: Session | None = getattr(reader, "session", None)
-        self.principal: Hashable | None = _key(PRINCIPAL.get())
+        self.session: Session = session
+        self.principal: Hashable | None = principal_key(PRINCIPAL.get())
         self.drains: bool = drains
         self.scope: Scope | None = scope
         self.sending: float = 0.0
@@ -63,7 +66,7 @@ class Open:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._of._leave(self)
+        self._of._leave(self, self._linger_s)
 
 
 class Streams:
@@ -87,16 +90,25 @@ class Streams:
         """How many there are."""
         return len(self._open)
 
-    def opened(self, reader: Closable, *, scope: Scope | None = None, drains: bool = False) -> Open:
-        """Keeps the current task and its reader while inside. `drains`: its close sends what is ready."""
-        return Open(self, reader, scope, drains)
+    def opened(
+        self,
+        reader: Closable,
+        session: Session,
+        *,
+        scope: Scope | None = None,
+        drains: bool = False,
+        linger_s: float = 0.0,
+    ) -> Open:
+        """Keeps the current task and its reader while inside. `drains`: its close sends what is ready. `linger_s`: its
+        end is a client's leaving only after so long, as of a poll, which another one follows."""
+        return Open(self, reader, session, scope, drains, linger_s)
 
     def _enter(self, stream: Open) -> None:
+        session = stream.session
         self._open[stream.task] = stream
-        if stream.session is not None:
-            self._of_session[stream.session.id] += 1
-            if leaving := self._leaving.pop(stream.session.id, None):
-                leaving.cancel()
+        self._of_session[session.id] += 1
+        if leaving := self._leaving.pop(session.id, None):
+            leaving.cancel()
         if stream.principal is not None:
             self._of_principal[stream.principal] += 1
         if self._timer is None and self._policy.write_timeout_s is not None:
@@ -104,39 +116,45 @@ class Streams:
         if self.closing:  # a client that came back before the port was closed; a 503 would end its EventSource for good
             _end(stream.reader, "shutdown")
 
-    def _leave(self, stream: Open) -> None:
+    def _leave(self, stream: Open, linger_s: float) -> None:
         del self._open[stream.task]
         stream.reader.close()
         if stream.principal is not None:
             _take(self._of_principal, stream.principal)
-        if stream.session is not None:
-            _take(self._of_session, stream.session.id)
-            self._left(stream.session)
+        _take(self._of_session, stream.session.id)
+        self._left(stream.session, linger_s)
 
     # crowds
 
-    def is_full(self, session: Session) -> bool:
+    def is_full(self, session_id: str | None) -> bool:
         """Whether a cap leaves no room for one more reader of the session by who asks; counts it if so."""
         policy = self._policy
-        principal = _key(PRINCIPAL.get())
+        principal = principal_key(PRINCIPAL.get())
         full = (
             policy.max_readers_per_session is not None
-            and self._of_session[session.id] >= policy.max_readers_per_session
+            and session_id is not None
+            and self._of_session.get(session_id, 0) >= policy.max_readers_per_session
         ) or (
             policy.max_readers_per_principal is not None
             and principal is not None
-            and self._of_principal[principal] >= policy.max_readers_per_principal
+            and self._of_principal.get(principal, 0) >= policy.max_readers_per_principal
         )
         self.refused += full
         return full
 
+    def require_room(self, session_id: str | None) -> None:
+        """HTTPError 429 where a cap leaves no room. `session_id`: None for a session that is about to be made."""
+        if self.is_full(session_id):
+            raise too_many_readers()
+
     # leaving
 
-    def _left(self, session: Session) -> None:
+    def _left(self, session: Session, linger_s: float) -> None:
         """A reader has left: where it was the last one of a running turn, the policy says what becomes of that."""
         if self._policy.on_disconnect != "cancel" or self.closing or not _is_alone(session):
             return
-        if self._policy.disconnect_grace_s == 0:
+        grace_s = max(self._policy.disconnect_grace_s, linger_s)
+        if grace_s == 0:
             _cancel(session, "disconnected")
             return
         turn = session.status()["turn"]
@@ -148,7 +166,7 @@ class Streams:
 
         if old := self._leaving.get(session.id):
             old.cancel()
-        self._leaving[session.id] = asyncio.get_running_loop().call_later(self._policy.disconnect_grace_s, check)
+        self._leaving[session.id] = asyncio.get_running_loop().call_later(grace_s, check)
 
     # the write deadline
 
@@ -171,8 +189,7 @@ class Streams:
         for stream in stuck:
             self.cut += 1
             stream.sending = 0.0
-            session = "?" if stream.session is None else stream.session.id
-            log.warning("session %s: a client %s and is cut; it may resume by its cursor", session, why)
+            log.warning("session %s: a client %s and is cut; it may resume by its cursor", stream.session.id, why)
             stream.reader.close()
             if ends[stream] not in found:  # the server then does with the connection what it can
                 stream.task.cancel()
@@ -202,6 +219,11 @@ class Streams:
             await asyncio.wait(list(self._open), timeout=within_s)
 
 
+def too_many_readers() -> HTTPError:
+    headers = {"retry-after": str(RETRY_MS // 1000)}
+    return HTTPError(429, "too_many_readers", "too many streams are open", headers=headers)
+
+
 def _end(reader: Closable, reason: str) -> None:
     if isinstance(reader, FrameReader):
         reader.close(reason, retry_ms=RETRY_MS)
@@ -218,7 +240,7 @@ def _cancel(session: Session, reason: str) -> None:
     session.cancel(reason).close()  # it has acted; there is nothing to wait for
 
 
-def _key(principal: Any) -> Hashable | None:
+def principal_key(principal: Any) -> Hashable | None:
     """The principal as a key; None where nobody said one. Claims are often a dict."""
     if principal is None:
         return None

@@ -64,7 +64,7 @@ class EventSocket:
         try:
             await receive()
             with (
-                self._app.streams.opened(self, drains=True),
+                self._app.streams.opened(self, self._session, drains=True),
                 suppress(OSError),
             ):  # OSError: the client has left (ASGI 2.4)
                 await send({"type": "websocket.accept"})
@@ -75,11 +75,6 @@ class EventSocket:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await send({"type": "websocket.close", "code": farewell.code, "reason": farewell.reason})
-
-    @property
-    def session(self) -> Session:
-        """What it reads: it counts among the session's readers."""
-        return self._session
 
     def close(self) -> None:
         """Ends the stream, and with it the socket. A second call does nothing."""
@@ -246,8 +241,7 @@ async def socket(app: "App", request: Request) -> ASGIApp:
     """The session's socket. It follows the session unless the query says otherwise; see EventSocket."""
     _check_origin(request.scope, app.origins)
     session = await app.find(request)
-    if app.streams.is_full(session):
-        raise HTTPError(429, "too_many_readers", "too many streams are open")
+    app.streams.require_room(session.id)
     return EventSocket(app, session, request.scope, StreamQuery.of(request.scope, follow="session"))
 
 

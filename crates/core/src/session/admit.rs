@@ -93,7 +93,7 @@ impl Inner {
         self.log.head
     }
 
-    /// A delta after its end.
+    /// A delta, or a result, after its end.
     fn late(&mut self) -> u64 {
         self.statistics.late += 1;
         self.log.head
@@ -206,6 +206,7 @@ impl Inner {
                 let at = self.open_call(turn, &mut delta.call_id);
                 !self.state.calls[at].done
             }
+            Payload::ToolOutputDelta(delta) if self.is_late(turn, &delta.call_id) => false,
             Payload::ToolOutputDelta(delta) => {
                 let at = self.open_call(turn, &mut delta.call_id);
                 self.state.calls[at].status.is_none()
@@ -245,6 +246,12 @@ impl Inner {
     fn same_round_call(&self, turn: u32, id: &str) -> Option<usize> {
         let round = if turn == self.state.turn { self.state.round } else { 0 };
         self.state.call_of_round(turn, round, id)
+    }
+
+    /// Whether what comes for this call comes after its result: an earlier turn's cancel has answered it, for one.
+    fn is_late(&self, turn: u32, id: &str) -> bool {
+        let round = if turn == self.state.turn { self.state.round } else { 0 };
+        self.state.call(turn, round, id).is_none() && self.state.is_answered(id)
     }
 
     fn open_call(&mut self, turn: u32, id: &mut Id) -> usize {
@@ -446,11 +453,11 @@ impl Inner {
             result.is_error = true;
         }
         let round = if turn == self.state.turn { self.state.round } else { 0 };
-        if let Some(at) = self.state.call(turn, round, &result.call_id) {
-            if self.state.calls[at].status.is_some() {
-                return self.duplicate();
-            }
-            self.close_call(turn, at);
+        match self.state.call(turn, round, &result.call_id) {
+            Some(at) if self.state.calls[at].status.is_some() => return self.duplicate(),
+            Some(at) => self.close_call(turn, at),
+            None if self.is_late(turn, &result.call_id) => return self.late(),
+            None => {}
         }
         self.push(result.into(), extra, turn)
     }

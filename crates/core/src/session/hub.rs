@@ -201,8 +201,11 @@ impl Hub {
     pub fn remove(&self, id: &str) -> Result<bool, SessionError> {
         let session = self.shared.sessions.lock().by_id.remove(id);
         if let Some(keeper) = &self.shared.keeper {
+            let deadline = patience();
             if let Some(session) = session {
                 session.close(Some("deleted"));
+                // Its readers are told: above `Durability::Memory` they see what the store has.
+                session.flush_until(deadline - super::PATIENCE / 2);
                 session.break_off();
                 session.leave_hub();
             }
@@ -210,7 +213,7 @@ impl Hub {
                 return Ok(false);
             }
             let (store, id) = (keeper.store.clone(), id.to_owned());
-            let deleted = keeper.ask(patience(), move || store.delete(&id));
+            let deleted = keeper.ask(deadline, move || store.delete(&id));
             return deleted.ok_or_else(too_late)?.map_err(SessionError::Store);
         }
         Ok(session.is_some_and(|session| {

@@ -448,23 +448,30 @@ impl Session {
     /// writes the session, asks it to cancel its turn, and no more.
     pub fn close(&self, reason: Option<&str>) {
         let deadline = keeper::patience();
-        let hold = self.hold_until(deadline);
-        if let Err(SessionError::NotWriter { .. }) = hold {
-            if let Some(asked) = self.cancel_elsewhere("session_closed") {
-                asked.take(deadline);
-            }
-            return;
+        let mut ended = false;
+        while !ended {
+            self.cancel_here("session_closed");
+            // Only now: a claim that the running turn alone has held goes with it.
+            let _hold = match self.hold_until(deadline) {
+                Ok(hold) => hold,
+                Err(SessionError::NotWriter { .. }) => {
+                    if let Some(asked) = self.cancel_elsewhere("session_closed") {
+                        asked.take(deadline);
+                    }
+                    return;
+                }
+                Err(_) => return,
+            };
+            ended = self.change(|inner| {
+                let started = inner.state.running; // a turn, since
+                if !inner.closed && !started && inner.writes() {
+                    let end = crate::event::SessionEnd { reason: reason.map(Into::into) };
+                    inner.push(Payload::SessionEnd(Box::new(end)), None, 0);
+                    inner.closed = true;
+                }
+                !started || !inner.writes()
+            });
         }
-        self.cancel_here("session_closed");
-        if hold.is_err() {
-            return;
-        }
-        self.change(|inner| {
-            if !inner.closed && inner.writes() {
-                inner.push(Payload::SessionEnd(Box::new(crate::event::SessionEnd { reason: reason.map(Into::into) })), None, 0);
-                inner.closed = true;
-            }
-        });
     }
 
     /// Copies up to `max` entries after `seq` into `out`, and no more once they weigh `max_bytes`. Where some of them have left

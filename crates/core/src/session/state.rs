@@ -235,6 +235,12 @@ impl State {
         known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && self.calls[at].round == round)
     }
 
+    /// Whether the newest call of that id, of whichever turn, has its result. A call that nobody named does not count.
+    pub fn is_answered(&self, id: &str) -> bool {
+        let newest = self.call_index.get(id).and_then(|known| known.last()).map(|&at| &self.calls[at]);
+        newest.is_some_and(|call| call.status.is_some() && !call.name.is_empty())
+    }
+
     fn add_message(&mut self, message: MessageState) {
         self.message_index.insert(message.id.clone(), self.messages.len());
         self.messages.push(message);

@@ -201,6 +201,13 @@ impl Inner {
         }
     }
 
+    /// A turn that starts may have the number of one whose start was refused.
+    pub(super) fn forget_refusal(&mut self) {
+        if let Some(stored) = &mut self.stored {
+            stored.refusal = None;
+        }
+    }
+
     /// Forgets what the store has not taken, and follows from there.
     fn roll_back(&mut self, keeper: &Shared) -> Option<u64> {
         let stored = self.stored.as_mut()?;
@@ -634,6 +641,13 @@ impl Session {
         let first = tail.last - lines(&tail).count() as u64;
         let at = usize::try_from(head - first - 1).unwrap_or(usize::MAX);
         Ok(lines(&tail).nth(at).is_some_and(|theirs| same(&ours, theirs)))
+    }
+
+    /// Why the events of this turn are refused, if they are.
+    pub(super) fn refusal_of(&self, turn: u32) -> Option<StoreError> {
+        let inner = self.inner.lock();
+        let (_, error) = inner.stored.as_ref()?.refusal.as_ref().filter(|(refused, _)| *refused == turn)?;
+        Some(error.clone())
     }
 
     /// A hold without a claim of its own.

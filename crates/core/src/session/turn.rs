@@ -92,7 +92,8 @@ impl Cancelling {
 }
 
 impl Session {
-    /// Starts a turn. While one runs: [`SessionError::TurnActive`].
+    /// Starts a turn. While one runs: [`SessionError::TurnActive`]; where its start cannot be stored, nothing has started:
+    /// [`SessionError::Store`].
     pub fn start_turn(&self, options: TurnOptions) -> Result<Started, SessionError> {
         let TurnOptions { input, client_id, backend, metadata } = options;
         // What is not stored is not kept to compare with either: equal requests are redacted equally.
@@ -128,14 +129,18 @@ impl Session {
             }
             // Relaxed: set under the lock, read as a hint.
             self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
+            inner.forget_refusal();
             inner.failures_before = inner.statistics.subscriber_failures;
             inner.set_backend(backend.as_deref().map(Into::into));
             inner.push(start.into(), None, turn);
             inner.settle();
             Ok(Started { turn, before, new: true })
         });
-        if started.as_ref().is_ok_and(|started| started.new) {
+        if let Ok(Started { turn, new: true, .. }) = started {
             self.flush_until(deadline); // its cursor is handed out: readers find it, here and elsewhere
+            if let Some(error) = self.refusal_of(turn) {
+                return Err(SessionError::Store(error));
+            }
         }
         started
     }

@@ -174,7 +174,19 @@ fn what_the_store_refuses_has_not_happened() {
     assert!(lines[head as usize].contains(&format!("\"seq\":{lost},")), "its seq is given anew");
     assert!(lines.last().unwrap().contains(r#""status":"failed","reason":"store_full""#));
     assert!(!lines.concat().contains(r#""text":"lost""#));
-    end(&session, start(&session));
+    let head = session.position().head;
+    switch.set(2);
+    let refused = session.start_turn(TurnOptions::default()).unwrap_err();
+    assert!(matches!(refused, SessionError::Store(StoreError::Full(_))), "{refused}");
+    assert_eq!(
+        (session.position().head, session.is_running(turn + 1)),
+        (head, false),
+        "what could not be stored has not started"
+    );
+    switch.set(0);
+    assert_eq!(start(&session), turn + 1);
+    assert_eq!(say(&session, "again").unwrap(), head + 3);
+    end(&session, turn + 1);
 }
 
 /// Invariant 1: an event waits for the store before any reader, also one of the same process, sees it.
@@ -310,7 +322,11 @@ fn a_deleted_session_ends_everywhere() {
     let other = there.session(Some("s")).unwrap();
     let epoch = other.epoch().clone();
     let reading = std::thread::spawn(move || read_until(&other, None, Follow::Session, |_| false));
+    let beside = session.clone();
+    let beside = std::thread::spawn(move || kinds(&read_until(&beside, None, Follow::Session, |_| false)));
+    until("a reader waits", || session.readers() == 1);
     assert_eq!(here.remove("s"), Ok(true));
+    assert_eq!(beside.join().unwrap(), ["turn_start", "completion", "session_end"], "who reads where it is deleted is told");
     reading.join().unwrap();
     assert!(matches!(there.find("s"), Err(SessionError::Unknown)));
     assert_eq!(here.remove("s"), Ok(false));
