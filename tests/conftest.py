@@ -175,7 +175,8 @@ def run_bounded(
 
 @pytest.fixture
 def subprocess_python() -> Callable[..., list[str]]:
-    """`subprocess_python(code, n) -> standard outputs`: runs `code` in n fresh interpreters, two at a time.
+    """`subprocess_python(code, n) -> standard outputs`: runs `code` in n fresh interpreters, two at a time, every other
+    one with asyncio in debug mode.
 
     Fails on an exit status other than `status` (0), and when one takes longer than `timeout_s`.
     """
@@ -183,9 +184,12 @@ def subprocess_python() -> Callable[..., list[str]]:
     def run(
         code: str, n: int = 1, *, timeout_s: float = 20.0, status: int = 0, env: Mapping[str, str] | None = None
     ) -> list[str]:
-        def one(_: int) -> str:
+        def one(number: int) -> str:
             command = [sys.executable, "-X", "faulthandler", "-c", code]
-            seen, out, err = run_bounded(command, timeout_s=timeout_s, env=env)
+            debug = {"PYTHONASYNCIODEBUG": "1"} if number % 2 else {}
+            seen, out, err = run_bounded(
+                command, timeout_s=timeout_s, env={**(os.environ if env is None else env), **debug}
+            )
             if seen != status:
                 pytest.fail(f"exit status {seen}, not {status}\n{out}{err}", pytrace=False)
             return out

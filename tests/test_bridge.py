@@ -1,6 +1,7 @@
 """Between Rust threads, Python threads and event loops: what must not go wrong there, each by its name.
 
-Exit, fork and dead locks are tried in processes of their own, 40 times where chance has a part.
+Exit, fork and dead locks are tried in processes of their own, 40 times where chance has a part, and half of that in
+debug mode.
 """
 
 import asyncio
@@ -51,6 +52,17 @@ def source(request: pytest.FixtureRequest) -> Source:
     return Source(request.param)
 
 
+@pytest.fixture
+async def debug(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The running loop, and those that are made from now on, are in debug mode, or are not."""
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1" if request.param else "")
+    asyncio.get_running_loop().set_debug(request.param)
+    return bool(request.param)
+
+
+in_debug_mode_too = pytest.mark.parametrize("debug", [False, True], ids=["", "debug"], indirect=True)
+
+
 async def settled() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
@@ -60,7 +72,7 @@ async def settled() -> None:
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
-@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+@in_debug_mode_too
 def test_tuple_payloads(traced: bool, debug: bool, loop_factory: LoopFactory) -> None:
     """What `StopIteration` would unpack or raise comes through whole; a tracing interpreter passes the slots by."""
     cancelled = asyncio.CancelledError()
@@ -85,7 +97,8 @@ def test_tuple_payloads(traced: bool, debug: bool, loop_factory: LoopFactory) ->
     def trace(_frame: FrameType, event: str, _: Any) -> None:
         steps.append(event)
 
-    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.get_loop().get_debug() == debug
         if traced:
             sys.settrace(trace)
         try:
@@ -97,7 +110,8 @@ def test_tuple_payloads(traced: bool, debug: bool, loop_factory: LoopFactory) ->
     assert bool(steps) == traced
 
 
-async def test_a_thousand_timeouts_lose_nothing(source: Source) -> None:
+@in_debug_mode_too
+async def test_a_thousand_timeouts_lose_nothing(source: Source, debug: bool) -> None:
     """Waits that time out, at any moment, while a thread puts: what comes is all of it, in order."""
     iterator, times, count = source.iterate(), (1e-6, 1e-5, 1e-4), 2000
     for at in range(1000):
@@ -126,8 +140,10 @@ async def test_a_thousand_timeouts_lose_nothing(source: Source) -> None:
         assert [event.seq for event in taken] == list(range(2, count + 4))
 
 
-async def test_starvation(source: Source) -> None:
+@in_debug_mode_too
+async def test_starvation(source: Source, debug: bool) -> None:
     """A source that is always ready lets other tasks run, once in 128 items."""
+    assert asyncio.get_running_loop().get_debug() == debug
     for _ in range(5000):
         source.put()
     ticks, taken = 0, 0
@@ -147,7 +163,8 @@ async def test_starvation(source: Source) -> None:
     assert ticks >= 5000 // 128
 
 
-async def test_cancel_while_parked(source: Source) -> None:
+@in_debug_mode_too
+async def test_cancel_while_parked(source: Source, debug: bool) -> None:
     """A cancelled wait took nothing: the next one gets what came meanwhile."""
     iterator = source.iterate()
     for _ in range(100):
@@ -160,7 +177,8 @@ async def test_cancel_while_parked(source: Source) -> None:
         await asyncio.wait_for(anext(iterator), 5)
 
 
-async def test_two_waiters(source: Source) -> None:
+@in_debug_mode_too
+async def test_two_waiters(source: Source, debug: bool) -> None:
     """The second waiter on one iterator is told; the first still gets the item."""
     iterator = source.iterate()
     first = asyncio.ensure_future(anext(iterator))
@@ -171,7 +189,8 @@ async def test_two_waiters(source: Source) -> None:
     assert await asyncio.wait_for(first, 5)
 
 
-async def test_a_wait_that_is_left_leaves_no_future_behind(source: Source) -> None:
+@in_debug_mode_too
+async def test_a_wait_that_is_left_leaves_no_future_behind(source: Source, debug: bool) -> None:
     """The loop's doorbell keeps nothing of a reader that is gone."""
     futures = []
     for _ in range(10):
@@ -189,7 +208,8 @@ async def test_a_wait_that_is_left_leaves_no_future_behind(source: Source) -> No
 # --- several loops ----------------------------------------------------------------------------------------------------
 
 
-def test_loop_identity(source: Source, loop_factory: LoopFactory) -> None:
+@in_debug_mode_too
+def test_loop_identity(source: Source, debug: bool, loop_factory: LoopFactory) -> None:
     """One reader, used under one loop after the other, parks on the loop that runs."""
     iterator = source.iterate()
 
@@ -208,7 +228,8 @@ def test_loop_identity(source: Source, loop_factory: LoopFactory) -> None:
             runner.run(step())
 
 
-def test_closed_loop(source: Source, loop_factory: LoopFactory) -> None:
+@in_debug_mode_too
+def test_closed_loop(source: Source, debug: bool, loop_factory: LoopFactory) -> None:
     """News for a task whose loop was closed under it disturbs nobody, and is not lost."""
     iterator = source.iterate()
     loop = loop_factory()
@@ -231,7 +252,8 @@ def test_closed_loop(source: Source, loop_factory: LoopFactory) -> None:
                 runner.run(read())
 
 
-def test_gc_cycles(source: Source, loop_factory: LoopFactory) -> None:
+@in_debug_mode_too
+def test_gc_cycles(source: Source, debug: bool, loop_factory: LoopFactory) -> None:
     """A task parked on a source and everything it holds go when the loop goes."""
 
     class Held:
@@ -263,7 +285,7 @@ class Unwatching(asyncio.SelectorEventLoop):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@in_debug_mode_too
 def test_a_loop_without_add_reader(source: Source, debug: bool) -> None:
     """It is called, with `call_soon_threadsafe`; once closed, it is not, and nobody minds."""
     taken = 0
@@ -282,7 +304,7 @@ def test_a_loop_without_add_reader(source: Source, debug: bool) -> None:
 
     here, there = threading.Semaphore(0), threading.Semaphore(0)
     thread = threading.Thread(target=produce)
-    with asyncio.Runner(loop_factory=Unwatching, debug=debug) as runner:
+    with asyncio.Runner(loop_factory=Unwatching) as runner:
         thread.start()
         runner.run(asyncio.wait_for(read(), 20))
     thread.join()
@@ -393,6 +415,57 @@ for overflow in ("drop_oldest", "drop_newest", "block", "merge"):
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_ctrl_c_ends_every_wait_that_blocks(subprocess_python: Callable[..., list[str]]) -> None:
+    """And leaves no waiter, and no item, behind."""
+    subprocess_python("""
+import os, signal, threading, time
+import turnstream as ts
+
+queue, full, session = ts.EventQueue(), ts.EventQueue(1), ts.Hub().session()
+full.put(1)
+turn, lagging = session.turn(), session.read(pace=True)
+for _ in range(300):
+    turn.emit("progress", stage="s")
+idle = session.read(after=session.cursor)
+stuck = session.subscribe(lambda event: threading.Event().wait())
+
+def interrupt(asleep):
+    def run():
+        while not asleep():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=run, daemon=True).start()
+
+def queued(queue, name):
+    return lambda: queue.statistics()[name] == 1
+
+def a_moment():
+    time.sleep(0.1)  # nothing tells who waits for a session
+    return True
+
+for wait, asleep in [
+    (queue.get, queued(queue, "waiting_getters")),
+    (lambda: queue.get(30), queued(queue, "waiting_getters")),
+    (lambda: next(iter(queue)), queued(queue, "waiting_getters")),
+    (lambda: next(iter(queue.batches())), queued(queue, "waiting_getters")),
+    (lambda: full.put(2), queued(full, "waiting_putters")),
+    (lambda: next(iter(idle)), a_moment),
+    (idle.get, a_moment),
+    (lambda: next(iter(idle.batches())), a_moment),
+    (turn.wait_ready, a_moment),
+    (stuck.wait_drained, a_moment),
+]:
+    interrupt(asleep)
+    try:
+        raise SystemExit(f"{wait} gave {wait()}")
+    except KeyboardInterrupt:
+        pass
+assert queue.statistics()["waiting_getters"] == full.statistics()["waiting_putters"] == 0
+assert full.get() == 1 and full.qsize() == 0
+""")
 
 
 @pytest.mark.processes

@@ -90,7 +90,7 @@ def test_every_edge_case_has_a_test() -> None:
     """By its number, in two digits: edge_07_..., or edge_14_15_... for two."""
     numbered = [re.search(r"(?:^|_)edge((?:_\d\d)+)_", name) for name in named_tests()]
     numbers = {int(number) for match in numbered if match for number in match[1].split("_")[1:]}
-    assert set(range(1, 73)) <= numbers
+    assert numbers == set(range(1, 73))
 
 
 def test_every_quirk_of_the_corpus_has_a_test() -> None:

@@ -575,12 +575,27 @@ async def test_pressure_is_said_once_per_interval_with_totals(caplog: pytest.Log
             yield dropping(count)
         yield dropping(10_000)
 
-    with caplog.at_level(logging.WARNING, "turnstream"):
+    with caplog.at_level(logging.INFO, "turnstream"):
         pumped = await session.pump(source())
     assert pumped.dropped == 10_000
     warnings = [event for event in session.read() if isinstance(event, ts.Warning)]
     assert [warning.raw["dropped"] for warning in warnings] == [1, 10_000]
-    assert len(caplog.records) == 2
+    said = [(record.levelname, record.message) for record in caplog.records if "dropped" in record.message]
+    assert [(level, text.partition(": ")[2].split(" ")[0]) for level, text in said] == [
+        ("WARNING", "1"),
+        ("INFO", "10000"),
+    ]
+    assert held.ended
+
+
+async def test_emits_that_waited_are_no_gap() -> None:
+    session = (held := turn_of(ts.Hub())).session
+    batches = [
+        _native.write_batch([], "p", 1, dropped=dropped, waited=waited)[0] for dropped, waited in [(1, 0), (1, 5)]
+    ]
+    await session.pump(batches, pressure_interval_s=0)
+    warnings = [event for event in session.read() if isinstance(event, ts.Warning)]
+    assert [(warning.code, warning.raw) for warning in warnings] == [("remote_gap", {"dropped": 1, "lost": 0})]
     assert held.ended
 
 

@@ -853,8 +853,8 @@ class Session:
         arguments, and its output once there is one. `citations` and `files`, where there are any, hold the events."""
     def snapshot(self) -> dict[str, Any]:
         """`{"messages", "cursor"}`, read at one moment: a reader from the cursor sees exactly what the messages do not
-        hold yet. `dropped` is there where `max_state_bytes` has cost something: `{"messages", "calls", "events", "turn"}`,
-        how many, and the newest turn that lacks any. Logs nothing."""
+        hold yet. `dropped` is there where `max_state_bytes` has cost something: `{"messages", "calls", "events",
+        "turn"}`, how many, and the newest turn that lacks any. Logs nothing."""
     def result(self) -> dict[str, Any] | None:
         """The last turn's `completion`; None while a turn runs or before the first has ended."""
     def answer(self, after: str, format: Literal["openai-chat", "openai-responses"]) -> str | None:

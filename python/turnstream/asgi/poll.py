@@ -4,8 +4,8 @@ Owns the wait and the answer's shape. Knows no event: events go out as their own
 
 Invariants: 1. an answer's cursor stands right behind its last event, so that the next poll skips nothing and repeats
 nothing; 2. an empty answer gives the cursor back; 3. a client that leaves, and a server that stops, end the wait; 4. a
-client that does not take its answer in time is cut; 5. a poll counts among the readers while it waits, and its client has
-left when no other follows within LINGER_S.
+client that does not take its answer in time is cut; 5. a poll counts among the readers while it waits, and its client
+has left when no other follows within LINGER_S.
 """
 
 import asyncio

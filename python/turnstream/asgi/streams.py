@@ -48,7 +48,7 @@ class Open:
     __slots__ = ("_linger_s", "_of", "drains", "principal", "reader", "scope", "sending", "session", "task")
 
     def __init__(
-        self, of: "Streams", reader: Closable, session: Session, scope: Scope | None, drains: bool, linger_s: float
+        self, of: "Streams", reader: Closable, session: Session, *, scope: Scope | None, drains: bool, linger_s: float
     ) -> None:
         self._of = of
         self._linger_s = linger_s
@@ -101,7 +101,7 @@ class Streams:
     ) -> Open:
         """Keeps the current task and its reader while inside. `drains`: its close sends what is ready. `linger_s`: its
         end is a client's leaving only after so long, as of a poll, which another one follows."""
-        return Open(self, reader, session, scope, drains, linger_s)
+        return Open(self, reader, session, scope=scope, drains=drains, linger_s=linger_s)
 
     def _enter(self, stream: Open) -> None:
         session = stream.session

@@ -333,15 +333,19 @@ class Pump:
     def _pressure(self, last: bool = False) -> None:
         counts = self.counts
         now, totals = time.monotonic(), (counts.lost, counts.dropped, counts.waited)
-        if totals == self._pressure_told or not (last or now - self._pressure_said >= self._pressure_interval_s):
+        due = now - self._pressure_said >= self._pressure_interval_s
+        if totals == self._pressure_told or not (last or due):
             return
-        lost, dropped, waited = self._pressure_told = totals
+        (*told, _), self._pressure_told = self._pressure_told, totals
+        lost, dropped, waited = totals
         self._pressure_said = now
-        _log.warning(
+        # The last totals are said whenever they are, but they are a second warning only to who lost something by them.
+        _log.log(
+            logging.WARNING if due else logging.INFO,
             "session %s turn %d: %d events dropped, %d lost on the way, %d emits waited, in all",
             self.session.id, self.turn, dropped, lost, waited,
         )  # fmt: skip
-        if dropped or lost:
+        if [lost, dropped] != told:
             missing = {"dropped": dropped, "lost": lost}
             self._warn("remote_gap", f"{dropped + lost} events of remote producers are missing, in all", missing)
 

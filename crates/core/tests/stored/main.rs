@@ -142,9 +142,8 @@ fn a_restart_goes_on_where_the_process_ended() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Edge case 58.
 #[test]
-fn what_the_store_refuses_has_not_happened() {
+fn edge_58_what_the_store_refuses_has_not_happened() {
     let store = memory();
     let switch = Switch::new(&store);
     let hub = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_millis(500), Durability::Process);
