@@ -274,9 +274,9 @@ fn a_session_lives_as_long_as_its_retention_unless_it_is_leased() {
 
 #[test]
 fn who_may_not_is_told_so_without_a_secret() {
-    let acl =
-        "user agent on >secret-of-agent ~turnstream:* &turnstream:* +@read +@write +@scripting +@pubsub +@connection +info +time";
-    let reader = "user reader on >secret-of-reader ~turnstream:* &turnstream:* +@read +@scripting +@connection +info +time";
+    let acl = "user agent on >secret-of-agent ~turnstream:* resetchannels &turnstream:* +@read +@write +@scripting +@pubsub +@connection +info +time";
+    let reader =
+        "user reader on >secret-of-reader ~turnstream:* resetchannels &turnstream:* +@read +@scripting +@connection +info +time";
     let Some(server) = Server::start(&["--requirepass", "secret-of-all"]) else { return };
     let at = format!("127.0.0.1:{}", server.port());
     let mut admin = redis::Client::open(format!("redis://:secret-of-all@{at}")).unwrap().get_connection().unwrap();

@@ -29,6 +29,11 @@ pub fn installed(program: &str, package: &str) -> bool {
     found
 }
 
+/// `TURNSTREAM_REDIS_SERVER` names another server: an old one, or Valkey.
+fn program() -> String {
+    std::env::var("TURNSTREAM_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -36,7 +41,7 @@ fn free_port() -> u16 {
 impl Server {
     /// A server that listens by the time this returns; none where there is no redis-server.
     pub fn start(arguments: &[&str]) -> Option<Self> {
-        if !installed("redis-server", "redis-server") {
+        if !installed(&program(), "redis-server") {
             return None;
         }
         let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -57,6 +62,9 @@ impl Server {
 
     /// A server that also listens for TLS, on the port that [`Self::tls_url`] names.
     pub fn start_tls(certificate: &Path, key: &Path) -> Option<Self> {
+        if std::env::var_os("TURNSTREAM_REDIS_SERVER").is_some() {
+            return None; // not every build knows TLS
+        }
         let port = free_port().to_string();
         let [certificate, key] = [certificate, key].map(|path| path.to_string_lossy().into_owned());
         let arguments =
@@ -108,7 +116,7 @@ impl Drop for Server {
 
 fn spawn(port: u16, arguments: &[String], folder: &Folder) -> Child {
     let log = fs::File::create(folder.path().join("log")).unwrap();
-    Command::new("redis-server")
+    Command::new(program())
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .args(["--repl-diskless-sync-delay", "0"]) // else five seconds before a replica hears of anything
         .args(["--dir", &folder.path().to_string_lossy()])

@@ -136,14 +136,18 @@ pub(super) fn number(value: &Value) -> Result<u64, StoreError> {
 /// The word that the server refuses with; of a script, its command's.
 pub(super) fn code(error: &ServerError) -> &str {
     let details = error.details().unwrap_or_default();
-    if details.starts_with("The user executing the script can't") {
-        return "NOPERM"; // as Redis 7.0 says it
+    if error.kind() != Some(ServerErrorKind::ResponseError) {
+        return error.code();
     }
-    // Redis 6 wraps what a script's command was refused with: "ERR Error running script …: -OOM command not allowed …".
-    let wrapped = ["OOM", "READONLY", "NOPERM", "WRONGTYPE", "MISCONF", "NOREPLICAS"]
+    // As Redis 6 and 7.0, and as later ones and Valkey say it.
+    if details.contains("The user executing the script can't") || details.contains("ACL failure in script") {
+        return "NOPERM";
+    }
+    // Redis 6 wraps a command's refusal: "ERR Error running script (…): @user_script:1: @user_script: 1: -OOM command not …".
+    ["OOM", "READONLY", "WRONGTYPE", "MISCONF", "NOREPLICAS"]
         .into_iter()
-        .find(|code| error.kind() == Some(ServerErrorKind::ResponseError) && details.contains(&format!("-{code} ")));
-    wrapped.unwrap_or(error.code())
+        .find(|code| details.contains(&format!(" -{code} ")) || details.contains(&format!(": {code} ")))
+        .unwrap_or(error.code())
 }
 
 /// The server's own refusal, in words that hold none of its text where it may repeat what it was sent.
@@ -186,14 +190,24 @@ mod tests {
             };
             refusal(&error)
         };
-        let oom = "ERR Error running script (call to f_1): @user_script:9: @user_script: 9: -OOM command not allowed when used memory > 'maxmemory'.";
-        assert!(matches!(said(oom), StoreError::Full(_)));
+        let wrapped = |what: &str| said(&format!("ERR Error running script (call to f_1): @user_script:1: {what}"));
+        assert!(matches!(
+            wrapped("@user_script: 1: -OOM command not allowed when used memory > 'maxmemory'."),
+            StoreError::Full(_)
+        ));
+        assert!(matches!(wrapped("@user_script: 1: -READONLY You can't write"), StoreError::Unavailable(_)));
+        assert!(matches!(wrapped("WRONGTYPE Operation against a key"), StoreError::Corrupt(_)));
+        let acl =
+            ["ERR ACL failure in script: User secret has no permissions", "NOPERM User secret has no permissions"].map(said);
+        let acl = acl.into_iter().chain([wrapped("@user_script: 1: The user executing the script can't run this command")]);
+        for error in acl {
+            assert!(matches!(&error, StoreError::Unusable(text) if text.contains("ACL") && !text.contains("secret")), "{error}");
+        }
         assert!(matches!(said("OOM command not allowed when used memory > 'maxmemory'."), StoreError::Full(_)));
         assert!(matches!(said("READONLY You can't write against a read only replica."), StoreError::Unavailable(_)));
         assert!(matches!(said("LOADING Redis is loading the dataset in memory"), StoreError::Unavailable(_)));
         assert!(matches!(said("MASTERDOWN Link with MASTER is down"), StoreError::Unavailable(_)));
         assert!(matches!(said("WRONGTYPE Operation against a key"), StoreError::Corrupt(_)));
-        assert!(matches!(said("NOPERM this user has no permissions"), StoreError::Unusable(_)));
         let unknown = said("ERR unknown command 'EVALSHA', with args beginning with: 'secret'");
         assert!(
             matches!(&unknown, StoreError::Unusable(text) if text.contains("EVALSHA") && !text.contains("secret")),
