@@ -53,6 +53,7 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
         | "content_block_delta"
         | "content_block_stop" => Likeness::Yes,
         "message" if object.raw("content").is_some() => Likeness::Yes,
+        "completion" if object.raw("completion").is_some() && object.raw("model").is_some() => Likeness::Yes,
         // The Responses API's errors are numbered.
         "error" if object.raw("error").is_some() && object.raw("sequence_number").is_none() => Likeness::Maybe,
         _ => Likeness::No,
@@ -117,6 +118,8 @@ impl Provider for Anthropic {
                 return passed;
             }
             "ping" => {}
+            // The API before Messages.
+            "completion" => return self.completion(&Object::parse(frame.data)?, out),
             "message" => {
                 let started = self.message_start(&Object::parse(frame.data)?, false, out);
                 self.message_stop(out);
@@ -184,6 +187,16 @@ impl Anthropic {
         self.message += 1;
         self.id = None;
         self.stop = None;
+    }
+
+    fn completion(&mut self, event: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        out.model(&event.text("model"));
+        out.text(self.message, &event.text("completion"));
+        self.stop_reason(event, out);
+        if self.stop.is_some() {
+            out.mark_ended();
+        }
+        event.pass_others(&["type", "id", "model", "completion", "stop_reason", "log_id"], out)
     }
 
     fn stop_reason(&mut self, of: &Object<'_>, out: &mut Assembler) {

@@ -6,6 +6,7 @@
 //! 4. an error beats a finish, whichever came first; 5. each step costs its own size, however much is open; 6. nothing
 //! follows its own end: what a provider says out of order is repaired and said ([`DISORDER`]).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::echo::{Heard, Piece};
+use super::halves::{Halves, Of};
 use super::text_tools::{Said, TextTools};
 use crate::event::json::write_str;
 use crate::event::{
@@ -224,6 +226,8 @@ pub struct Assembler {
     end: End,
     unknown: Option<String>,
     heard: Option<Heard>,
+    /// The provider cuts characters in two.
+    halves: Option<Box<Halves>>,
 }
 
 impl Assembler {
@@ -254,6 +258,7 @@ impl Assembler {
             end: End::Open,
             unknown: None,
             heard: None,
+            halves: None,
         }
     }
 
@@ -286,6 +291,37 @@ impl Assembler {
             Piece::Text(key) => self.text(key, text),
             Piece::Reasoning(key, part) => self.reasoning(key, part, text),
             Piece::Arguments(key) => self.arguments(key, text),
+        }
+    }
+
+    /// From now on, pieces may begin and end inside a character.
+    pub(super) fn expect_halves(&mut self) {
+        self.halves.get_or_insert_default();
+    }
+
+    /// The piece with its characters whole.
+    #[inline]
+    fn whole<'a>(&mut self, of: Of, piece: &'a str) -> Cow<'a, str> {
+        self.halves.as_mut().map_or(Cow::Borrowed(piece), |halves| halves.join(of, piece))
+    }
+
+    /// No more of these texts will come that could bring a second half: a first one that waits is a character nobody knows.
+    #[cold]
+    fn end_halves(&mut self, message: usize) {
+        let Some(halves) = &mut self.halves else { return };
+        let Message { key, id, text, reasoning, refusal, .. } = &mut self.messages[message];
+        let (message_id, lost) = (id.clone(), Text::from("\u{fffd}"));
+        if halves.end(Of::Text(*key)) {
+            text.push('\u{fffd}');
+            self.out.push(TextDelta { message_id: message_id.clone(), text: lost.clone() }.into());
+        }
+        if halves.end(Of::Reasoning(*key)) {
+            reasoning.push('\u{fffd}');
+            self.out.push(ReasoningDelta { message_id: message_id.clone(), text: lost.clone(), part: None }.into());
+        }
+        if halves.end(Of::Refusal(*key)) {
+            refusal.get_or_insert_default().push('\u{fffd}');
+            self.out.push(RefusalDelta { message_id, text: lost }.into());
         }
     }
 
@@ -497,6 +533,10 @@ impl Assembler {
             return;
         }
         let Some(index) = self.at_piece(key) else { return };
+        let piece = &*self.whole(Of::Text(key), piece);
+        if piece.is_empty() {
+            return;
+        }
         let message = &mut self.messages[index];
         message.streamed |= streamed;
         if let Some(tools) = &mut message.tools {
@@ -534,6 +574,9 @@ impl Assembler {
     pub fn text_whole(&mut self, key: u64, whole: &str) {
         // A copy of the whole may follow the end.
         let Some(index) = self.at(key).filter(|&index| !self.messages[index].is_closed()) else { return };
+        if let Some(halves) = &mut self.halves {
+            halves.end(Of::Text(key));
+        }
         let message = &mut self.messages[index];
         if let Some(suffix) = whole.strip_prefix(message.said()) {
             if let Some(tools) = &mut message.tools {
@@ -569,9 +612,12 @@ impl Assembler {
             return;
         }
         let Some(index) = self.at_piece(key) else { return };
-        let message = &mut self.messages[index];
+        let piece = &*self.whole(Of::Reasoning(key), piece);
+        if piece.is_empty() {
+            return;
+        }
         if let Some(part) = part
-            && message.reasoning_part != Some(part)
+            && self.messages[index].reasoning_part != Some(part)
         {
             self.reasoning_part(key, part);
         }
@@ -583,7 +629,7 @@ impl Assembler {
 
     /// Reasoning of this part follows: what tells it from the part before it goes out now.
     pub fn reasoning_part(&mut self, key: u64, part: u64) {
-        let Some(index) = self.find(key).filter(|index| self.messages[*index].life == Life::Open) else { return };
+        let Some(index) = self.find(key).filter(|index| !self.messages[*index].is_closed()) else { return };
         let message = &mut self.messages[index];
         if message.reasoning_part != Some(part) && !message.reasoning.is_empty() {
             message.reasoning.push_str("\n\n");
@@ -603,6 +649,10 @@ impl Assembler {
             return;
         }
         let Some(index) = self.at_piece(key) else { return };
+        let piece = &*self.whole(Of::Refusal(key), piece);
+        if piece.is_empty() {
+            return;
+        }
         let message = &mut self.messages[index];
         message.refusal.get_or_insert_default().push_str(piece);
         self.out.push(RefusalDelta { message_id: message.id.clone(), text: piece.into() }.into());
@@ -677,6 +727,7 @@ impl Assembler {
         if let Some(mut tools) = self.messages[index].tools.take() {
             self.say_text(index, tools.finish());
         }
+        self.end_halves(index);
         let error = self.error;
         let message = &mut self.messages[index];
         message.life = Life::Closed;
@@ -821,7 +872,8 @@ impl Assembler {
             }
             return;
         };
-        self.calls[index].arguments.push_str(piece);
+        let piece = self.whole(Of::Arguments(key), piece);
+        self.calls[index].arguments.push_str(&piece);
         self.start_call(index);
         self.flush_arguments(index);
     }
@@ -876,6 +928,9 @@ impl Assembler {
             return;
         }
         self.start_call(index);
+        if let Some(halves) = &mut self.halves {
+            halves.end(Of::Arguments(self.calls[index].key));
+        }
         let call = &mut self.calls[index];
         call.closed = true;
         self.open_calls.remove(&call.key);

@@ -22,8 +22,8 @@ use super::bytes::{Joiner, decode};
 use super::lax::{Word, text_of};
 use super::openai_chat::OpenAiChat;
 use super::wire::{Object, pass, unknown};
-use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
-use crate::event::{Citation, File, FinishReason, Json, Kind, Text};
+use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault, halves};
+use crate::event::{Citation, File, FinishReason, Id, Json, Kind, Text};
 use crate::frame::Frame;
 
 /// The events of a Converse stream.
@@ -35,6 +35,30 @@ const METRICS: &str = "amazon-bedrock-invocationMetrics";
 const GUARDRAIL: &str = "amazon-bedrock-guardrailAction";
 /// What the guardrail saw.
 const TRACE: &str = "amazon-bedrock-trace";
+/// Members of the families' chunks that are read elsewhere, count, or say the request again.
+const FAMILY: [&str; 21] = [
+    "message",
+    "data",
+    "finishReason",
+    "index",
+    "is_finished",
+    "event_type",
+    "tool_calls",
+    "type",
+    "id",
+    "model",
+    "role",
+    "prompt",
+    "p",
+    "chat_history",
+    "generation_id",
+    "response_id",
+    "tokenCount",
+    "inputTextTokenCount",
+    "totalOutputTextTokenCount",
+    "prompt_token_count",
+    "generation_token_count",
+];
 /// What is read of every chunk, whichever family it is of.
 const AROUND: [&str; 3] = [METRICS, GUARDRAIL, TRACE];
 
@@ -77,6 +101,13 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
                 || (has("outputText") && has("index"))
                 || (has("results") && has("inputTextTokenCount"))
                 || (has("generation") && has("generation_token_count"))
+                || (has("completion") && has("stop_reason"))
+                || (has("generations") && has("prompt"))
+                || (has("completions") && has("prompt"))
+                || object
+                    .list("outputs")
+                    .first()
+                    .is_some_and(|raw| Object::from_raw(raw).is_ok_and(|it| it.raw("text").is_some()))
                 || object.object("chunk").raw("bytes").is_some()
                 || object.object("trace").raw("agentId").is_some()
         }
@@ -365,19 +396,26 @@ impl Bedrock {
             self.reasoning(index, &content.object("reasoningText"), out)?;
             content.pass_others(&["reasoningText"], out)?;
         }
+        if let Some(raw) = block.raw("image") {
+            image(&Object::from_raw(raw)?, raw, out.message_id(self.message), out)?;
+        }
         let cited = block.object("citationsContent");
         for part in cited.list("content") {
             out.text_block(self.message, &Object::from_raw(part)?.text("text"));
         }
         cited.list("citations").into_iter().try_for_each(|raw| self.citation(raw, out))?;
-        block.pass_others(&["text", "toolUse", "toolResult", "reasoningContent", "citationsContent"], out)
+        block.pass_others(&["text", "toolUse", "toolResult", "reasoningContent", "image", "citationsContent"], out)
     }
 
     // --- InvokeModel and InvokeAgent ------------------------------------------------------------------------------
 
     /// `{"bytes": <base64>, "p": <padding>}`: a model's own JSON, or an agent's text.
     fn chunk(&mut self, chunk: &Object<'_>, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        let bytes = decode(&chunk.text("bytes"))?;
+        let mut bytes = decode(&chunk.text("bytes"))?;
+        if let Some(mended) = halves::mend(&bytes) {
+            out.expect_halves();
+            bytes = mended;
+        }
         let inner = Frame { event: "", data: &bytes, offset: frame.offset };
         let read = match Object::parse(&bytes) {
             Ok(object) if self.agent.is_none() => self.model(&object, &inner, out),
@@ -443,7 +481,7 @@ impl Bedrock {
     /// The families whose chunks and bodies are a text, a reason and counts. False where it is none of them.
     fn family(&mut self, object: &Object<'_>, out: &mut Assembler) -> Result<bool, Malformed> {
         // Titan: whole bodies hold a list of results. Cohere and Mistral do so under names of their own.
-        for list in ["results", "generations", "outputs", "choices"] {
+        for list in ["results", "generations", "outputs", "choices", "completions"] {
             if object.raw(list).is_none() {
                 continue;
             }
@@ -465,11 +503,15 @@ impl Bedrock {
         const TEXTS: [&str; 4] = ["outputText", "generation", "completion", "text"];
         const REASONS: [&str; 3] = ["completionReason", "stop_reason", "finish_reason"];
         let message = object.object("message");
-        let text = TEXTS.iter().map(|key| object.text(key)).find(|text| !text.is_empty()).unwrap_or(message.text("content"));
-        let reason = REASONS.iter().map(|key| object.text(key)).find(|text| !text.is_empty());
+        // AI21's Jurassic has each of them one deeper.
+        let (data, finish) = (object.object("data"), object.object("finishReason").text("reason"));
+        let deeper = || if data.raw("text").is_some() { data.text("text") } else { message.text("content") };
+        let text = TEXTS.iter().map(|key| object.text(key)).find(|text| !text.is_empty()).unwrap_or_else(deeper);
+        let reason = REASONS.iter().map(|key| object.text(key)).chain([finish]).find(|text| !text.is_empty());
         let ends_with_all = object.text("event_type") == "stream-end";
         let known = TEXTS.iter().chain(&REASONS).any(|key| object.raw(key).is_some())
             || object.raw("message").is_some_and(|raw| raw.get().starts_with('{'))
+            || data.raw("text").is_some()
             || object.raw("is_finished").is_some();
         if !known {
             return Ok(false);
@@ -496,6 +538,7 @@ impl Bedrock {
             self.stop = Some(reason);
             out.finish_reason(key, reason, &raw);
         }
+        object.pass_others(&[&TEXTS[..], &REASONS, &AROUND, &FAMILY].concat(), out)?;
         Ok(true)
     }
 
@@ -541,6 +584,19 @@ fn server_result(result: &Object<'_>) -> ServerResult {
     ServerResult { call_id: (*result.text("toolUseId")).into(), failed, pieces: Vec::new() }
 }
 
+/// An image among the blocks: its bytes, or where they are.
+fn image(image: &Object<'_>, raw: &RawValue, message_id: Option<Id>, out: &mut Assembler) -> Result<(), Malformed> {
+    let some = |text: Cow<'_, str>| (!text.is_empty()).then(|| Text::from(&*text));
+    let source = image.object("source");
+    let (data, url) = (some(source.text("bytes")), some(source.object("s3Location").text("uri")));
+    if data.is_none() && url.is_none() {
+        return pass("image", raw, out);
+    }
+    let media_type = format!("image/{}", image.text("format")).into();
+    out.file(File { media_type, name: None, url, file_id: None, data, message_id });
+    Ok(())
+}
+
 /// A file that an agent made.
 fn agent_file(file: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
     let some = |text: Cow<'_, str>| (!text.is_empty()).then(|| Text::from(&*text));
@@ -564,9 +620,8 @@ fn counts(usage: &Object<'_>) -> UsageCounts {
 /// The words of Converse and of all families.
 fn finish_reason(raw: &str) -> FinishReason {
     match raw {
-        "end_turn" | "stop_sequence" | "stop" | "FINISH" | "FINISHED" | "STOP_CRITERIA_MET" | "COMPLETE" | "STOP_SEQUENCE" => {
-            FinishReason::Stop
-        }
+        "end_turn" | "stop_sequence" | "stop" | "endoftext" | "FINISH" | "FINISHED" | "STOP_CRITERIA_MET" | "COMPLETE"
+        | "STOP_SEQUENCE" => FinishReason::Stop,
         "tool_use" | "tool_calls" | "TOOL_CALL" => FinishReason::ToolCalls,
         "max_tokens" | "model_context_window_exceeded" | "length" | "LENGTH" | "MAX_TOKENS" => FinishReason::Length,
         "guardrail_intervened" | "content_filtered" | "CONTENT_FILTERED" | "ERROR_TOXIC" => FinishReason::ContentFilter,

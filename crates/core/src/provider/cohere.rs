@@ -64,6 +64,22 @@ object! {
 /// The one message of a response.
 const MESSAGE: u64 = 0;
 
+/// Members of a response of version 1 that are read, came before, or say the request again.
+const VERSION_1: [&str; 12] = [
+    "response_id",
+    "generation_id",
+    "text",
+    "finish_reason",
+    "meta",
+    "tool_calls",
+    "citations",
+    "documents",
+    "search_queries",
+    "search_results",
+    "chat_history",
+    "prompt",
+];
+
 /// Whether a frame is of this format.
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
@@ -72,6 +88,7 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
             Likeness::Yes
         }
         "" if object.raw("event_type").is_some() && object.raw("is_finished").is_some() => Likeness::Yes,
+        "" if object.raw("generation_id").is_some() && object.raw("text").is_some() => Likeness::Yes,
         "" if object.raw("finish_reason").is_some() && object.object("message").raw("content").is_some() => Likeness::Yes,
         _ => Likeness::No,
     }
@@ -97,16 +114,19 @@ impl Provider for Cohere {
         };
         let message = &event.delta.message;
         let key = event.index.0.unwrap_or(0);
+        let others = || event.others.iter().chain(&event.delta.others).chain(&message.others).chain(&message.content.others);
         match event.kind.as_str() {
             "content-delta" | "content-start" => {
                 out.reasoning(MESSAGE, None, message.content.thinking.as_str());
                 out.text(MESSAGE, message.content.text.as_str());
                 match (&message.content.text.0, &message.content.thinking.0) {
+                    _ if others().next().is_some() => {}
                     (Some(Cow::Borrowed(text)), None) => out.echo(Piece::Text(MESSAGE), text),
                     (None, Some(Cow::Borrowed(text))) => out.echo(Piece::Reasoning(MESSAGE, None), text),
                     _ => {}
                 }
-                Ok(())
+                // Probabilities, for one.
+                others().try_for_each(|(name, raw)| pass(name, raw, out))
             }
             "tool-plan-delta" => {
                 self.plan.push_str(message.plan.as_str());
@@ -166,6 +186,7 @@ impl Cohere {
                 passed
             }
             "" if object.raw("event_type").is_some() => self.version_1(&object, raw, out),
+            "" if object.raw("generation_id").is_some() && object.raw("text").is_some() => self.body_1(&object, out),
             "" if object.raw("message").is_some_and(|raw| raw.get().starts_with('{')) => {
                 out.open(MESSAGE, &object.text("id"), None);
                 let read = self.body(&object.object("message"), out).and_then(|()| finish(&object, out));
@@ -199,32 +220,68 @@ impl Cohere {
             "citation-generation" => event.list("citations").into_iter().try_for_each(|raw| cite(raw, out)),
             "tool-calls-chunk" => {
                 self.plan.push_str(&event.text("text"));
+                let piece = event.object("tool_call_delta");
+                if let Some(index) = piece.count("index") {
+                    self.say_plan(out);
+                    out.call(self.calls + index, MESSAGE, "", &piece.text("name"), Kind::Client);
+                    out.arguments(self.calls + index, &piece.raw("parameters").map(text_of).unwrap_or_default());
+                }
                 Ok(())
             }
             "tool-calls-generation" => {
                 self.plan = event.text("text").into_owned();
                 self.say_plan(out);
-                for raw in event.list("tool_calls") {
-                    let call = Object::from_raw(raw)?;
-                    out.call(self.calls, MESSAGE, "", &call.text("name"), Kind::Client);
-                    out.arguments_whole(self.calls, &call.raw("parameters").map(text_of).unwrap_or_default());
-                    out.call_end(self.calls);
-                    self.calls += 1;
-                }
-                Ok(())
+                event.list("tool_calls").into_iter().try_for_each(|raw| self.whole_call(raw, out))
             }
             "stream-end" => {
                 let response = event.object("response");
+                let text = response.text("text");
+                if !text.is_empty() {
+                    out.text_whole(MESSAGE, &text);
+                }
                 out.finish_reason(MESSAGE, finish_reason(&event.text("finish_reason")), &event.text("finish_reason"));
+                if let Some(error) = event.raw("error") {
+                    fault::report(error, "error", out);
+                }
                 if let Some(meta) = response.raw("meta") {
                     count(meta, out)?;
                 }
+                // What came in events of its own, and the conversation before it.
+                let passed = response.pass_others(&VERSION_1, out);
                 self.end(out);
-                Ok(())
+                passed
             }
             // Searches and their results.
             kind => pass(kind, raw, out),
         }
+    }
+
+    /// A call of version 1, which has no id; pieces of it may have come.
+    fn whole_call(&mut self, raw: &RawValue, out: &mut Assembler) -> Result<(), Malformed> {
+        let call = Object::from_raw(raw)?;
+        out.call(self.calls, MESSAGE, "", &call.text("name"), Kind::Client);
+        if Json::parse(out.arguments_so_far(self.calls)).is_err() {
+            out.arguments_whole(self.calls, &call.raw("parameters").map(text_of).unwrap_or_default());
+        }
+        out.call_end(self.calls);
+        self.calls += 1;
+        Ok(())
+    }
+
+    /// A whole body of version 1.
+    fn body_1(&mut self, body: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        out.open(MESSAGE, &body.text("generation_id"), None);
+        out.text_block(MESSAGE, &body.text("text"));
+        body.list("tool_calls").into_iter().try_for_each(|raw| self.whole_call(raw, out))?;
+        body.list("citations").into_iter().try_for_each(|raw| cite(raw, out))?;
+        let raw = body.text("finish_reason");
+        out.finish_reason(MESSAGE, finish_reason(&raw), &raw);
+        if let Some(meta) = body.raw("meta") {
+            count(meta, out)?;
+        }
+        let passed = body.pass_others(&VERSION_1, out);
+        self.end(out);
+        passed
     }
 
     fn body(&mut self, message: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {

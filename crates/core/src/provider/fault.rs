@@ -12,11 +12,11 @@ use crate::event::Json;
 
 object! {
     Body<'a> {
-        message: Option<&'a RawValue> = "message" | "msg" | "error_message" | "detail",
+        message: Option<&'a RawValue> = "message" | "Message" | "msg" | "error_message" | "detail",
         error: Option<&'a RawValue> = "error",
-        code: Word<'a> = "code",
-        kind: Word<'a> = "type",
-        status: Word<'a> = "status" | "status_code",
+        code: Word<'a> = "code" | "error_code",
+        kind: Word<'a> = "type" | "error_type" | "__type",
+        status: Word<'a> = "status" | "status_code" | "statusCode",
     } skip { "request_id" "failed_generation" "param" "metadata" }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! Format: <https://ai.google.dev/api/generate-content>
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::value::RawValue;
@@ -249,7 +250,9 @@ impl Gemini {
         if let Some(raw) = candidate.logprobs {
             pass("logprobsResult", raw, out)?;
         }
-        self.latest.keep_all(&candidate.others, out);
+        for (name, raw) in &candidate.others {
+            self.latest.keep(&of(index, name), raw, out);
+        }
         Ok(())
     }
 
@@ -475,8 +478,9 @@ impl Gemini {
         for (raw, _) in chunks.iter().zip(&used).filter(|(_, used)| !**used) {
             self.cite(index, raw, &source(raw)?, None, out)?;
         }
-        for (name, raw) in metadata.others(&["groundingChunks", "groundingSupports", "grounding_chunks", "grounding_supports"]) {
-            self.latest.keep(name, raw, out);
+        // The chunks too: a citation has the passage they are a source of, and of them no more than the address.
+        for (name, raw) in metadata.others(&["groundingSupports", "grounding_supports"]) {
+            self.latest.keep(&of(index, name), raw, out);
         }
         Ok(())
     }
@@ -517,6 +521,11 @@ impl Gemini {
         });
         Ok(())
     }
+}
+
+/// The name of a candidate's member: the first one's is its own.
+fn of(index: u64, name: &str) -> Cow<'_, str> {
+    if index == 0 { name.into() } else { format!("{name}[{index}]").into() }
 }
 
 /// The inside of a grounding chunk: `web`, `retrievedContext`, `maps`, …

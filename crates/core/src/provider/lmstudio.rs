@@ -36,7 +36,11 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let kind = object.text("type");
     let own = ["chat.", "model_load.", "prompt_processing."].iter().any(|begin| kind.starts_with(begin));
     let body = object.raw("model_instance_id").is_some() && object.raw("output").is_some();
-    let part = ["message.", "reasoning.", "tool_call."].iter().any(|begin| kind.starts_with(begin));
+    let part = match kind.split_once('.') {
+        Some(("message" | "reasoning", step)) => matches!(step, "start" | "delta" | "end"),
+        Some(("tool_call", step)) => matches!(step, "start" | "arguments" | "success" | "failure"),
+        _ => false,
+    };
     match (own || body, part) {
         (true, _) => Likeness::Yes,
         (_, true) => Likeness::Maybe,
@@ -194,7 +198,9 @@ impl LmStudio {
     }
 
     fn end(&mut self, result: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-        if !self.streamed {
+        if self.streamed {
+            self.whole_text(result, out)?;
+        } else {
             for raw in result.list("output") {
                 self.item(&Object::from_raw(raw)?, out)?;
             }
@@ -218,6 +224,24 @@ impl LmStudio {
         out.round_end();
         *self = Self::default();
         passed
+    }
+
+    /// The text of the last round, said again at the end: what its pieces left out.
+    fn whole_text(&self, result: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let mut whole = String::new();
+        for raw in result.list("output") {
+            let item = Object::from_raw(raw)?;
+            match &*item.text("type") {
+                "message" => whole.push_str(&item.text("content")),
+                kind if kind.ends_with("tool_call") => whole.clear(),
+                _ => {}
+            }
+        }
+        // A round that a tool has ended says nothing more.
+        if !whole.is_empty() && !self.answered {
+            out.text_whole(MESSAGE, &whole);
+        }
+        Ok(())
     }
 
     /// One item of a body.

@@ -17,6 +17,7 @@ mod cohere;
 mod echo;
 mod fault;
 mod gemini;
+mod halves;
 mod interactions;
 mod lax;
 mod lmstudio;
@@ -117,6 +118,13 @@ pub fn make(name: &str) -> Option<(&'static str, Box<dyn Provider>)> {
 pub fn recognise(frame: &Frame<'_>) -> Option<(&'static str, Likeness)> {
     let best = CATALOG.iter().map(|entry| (entry.name, (entry.recognise)(frame))).max_by_key(|(_, likeness)| *likeness);
     best.filter(|(_, likeness)| *likeness != Likeness::No)
+}
+
+/// Who reads a body that is an error and nothing else, in words that are no provider's own: gateways write such.
+fn recognise_error(frame: &Frame<'_>) -> Option<&'static str> {
+    let object = wire::Object::parse(frame.data).ok()?;
+    let says = ["message", "Message", "detail", "errors"].iter().any(|key| object.raw(key).is_some());
+    says.then_some("openai-chat")
 }
 
 /// What is wrong with one frame: lower case, what was seen, never the payload's content.

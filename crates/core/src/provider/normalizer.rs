@@ -6,7 +6,8 @@
 //! open has been closed; 3. nothing is put out before the provider is known.
 
 use super::echo::Echo;
-use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise};
+use super::halves;
+use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise, recognise_error};
 use crate::event::{self, Payload};
 use crate::frame::{Format, Frame, FrameError, FrameReader, Limits};
 
@@ -208,9 +209,18 @@ impl Core {
             }
             self.echo = None;
         }
+        let mended = halves::mend(frame.data);
+        let frame = &match &mended {
+            Some(data) => {
+                self.out.expect_halves();
+                Frame { data, ..*frame }
+            }
+            None => *frame,
+        };
         let taken = machine.frame(frame, &mut self.out);
         if let Some(heard) = self.out.take_heard()
             && self.echo_credit > 0
+            && mended.is_none()
         {
             self.echo_credit -= 1;
             self.echo = Echo::learn(frame, heard, machine.noise());
@@ -303,7 +313,11 @@ impl Core {
             let frames = self.held.iter().filter(|held| held.error.is_none());
             let likely =
                 frames.filter_map(|held| recognise(&Frame { event: &held.event, data: &held.data, offset: held.offset }));
-            if let Some((name, _)) = likely.max_by_key(|(_, likeness)| *likeness) {
+            let error = || match self.held.as_slice() {
+                [Held { error: None, event, data, offset }] => recognise_error(&Frame { event, data, offset: *offset }),
+                _ => None,
+            };
+            if let Some(name) = likely.max_by_key(|(_, likeness)| *likeness).map(|(name, _)| name).or_else(error) {
                 self.recognised(name);
             } else {
                 self.failed = Some(ProtocolError::Unrecognised { frames: self.held.len() });

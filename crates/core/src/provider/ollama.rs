@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::lax::{Count, Flag, List, Word, object, text_of};
-use super::wire::{Object, pass};
+use super::wire::{Latest, Object, pass};
 use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{File, FinishReason, Kind};
 use crate::frame::Frame;
@@ -27,7 +27,7 @@ object! {
         reason: Word<'a> = "done_reason",
         error: Option<&'a RawValue> = "error",
         status: Word<'a> = "status",
-    } skip { "created_at" "digest" "remote_model" "remote_host" }
+    } skip { "created_at" "digest" }
 }
 
 object! {
@@ -77,6 +77,8 @@ pub(super) struct Ollama {
     next_call: u64,
     /// The answer is done: what follows is another's.
     done: bool,
+    /// Who really answers: every line says it.
+    latest: Latest,
 }
 
 impl Provider for Ollama {
@@ -103,10 +105,15 @@ impl Provider for Ollama {
         out.text(0, line.response.as_str());
         file(line.image.as_str(), out);
         for (name, raw) in &line.others {
-            pass(name, raw, out)?;
+            match &**name {
+                name if USAGE.contains(&name) => {}
+                "remote_model" | "remote_host" => self.latest.keep(name, raw, out),
+                name => pass(name, raw, out)?,
+            }
         }
         if line.done.0 {
             self.done = true;
+            self.latest.say(out);
             end(&line, frame, out)?;
         } else if let Some((piece, text)) = only_piece(&line) {
             out.echo(piece, text);
@@ -118,7 +125,9 @@ impl Provider for Ollama {
         &["created_at"]
     }
 
-    fn finish(&mut self, _: &mut Assembler) {}
+    fn finish(&mut self, out: &mut Assembler) {
+        self.latest.say(out);
+    }
 }
 
 impl Ollama {
@@ -141,7 +150,13 @@ impl Ollama {
 /// The one piece that a line holds, if it holds nothing else.
 fn only_piece<'a>(line: &Line<'a>) -> Option<(Piece, &'a str)> {
     let Line { message, response, thinking, image, others, .. } = line;
-    if !others.is_empty() || !image.is_empty() || message.calls.here || message.images.here || !message.others.is_empty() {
+    let of_the_stream = |name: &str| matches!(name, "remote_model" | "remote_host");
+    if !others.iter().all(|(name, _)| of_the_stream(name))
+        || !image.is_empty()
+        || message.calls.here
+        || message.images.here
+        || !message.others.is_empty()
+    {
         return None;
     }
     let pieces = [

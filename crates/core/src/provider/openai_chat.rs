@@ -39,7 +39,7 @@ const READ_ELSEWHERE: [&str; 10] = [
 ];
 
 /// Members of deltas that do likewise.
-const CONTENT_ELSEWHERE: [&str; 5] = ["reasoning_details", "function_call", "annotations", "images", "executed_tools"];
+const CONTENT_ELSEWHERE: [&str; 6] = ["reasoning_details", "function_call", "annotations", "images", "executed_tools", "audio"];
 
 object! {
     Chunk<'a> {
@@ -76,7 +76,7 @@ object! {
         kind: Word<'a> = "type",
         object: Word<'a> = "object",
         code: Word<'a> = "code",
-        message: Option<&'a RawValue> = "message",
+        message: Option<&'a RawValue> = "message" | "Message",
         detail: Option<&'a RawValue> = "detail",
         errors: List<&'a RawValue> = "errors",
     } skip { }
@@ -86,7 +86,8 @@ object! {
     Call<'a> {
         index: Count = "index",
         id: Word<'a> = "id",
-        function: Function<'a> = "function" | "custom",
+        function: Function<'a> = "function",
+        custom: Function<'a> = "custom",
     } skip { "type" }
 }
 
@@ -141,7 +142,8 @@ object! {
         text: Content<'a> = "text" | "output_text",
         thinking: Content<'a> = "thinking" | "reasoning" | "summary",
         refusal: Word<'a> = "refusal",
-    } skip { }
+    // Whether it is the last of its kind.
+    } skip { "closed" }
 }
 
 object! {
@@ -373,6 +375,11 @@ impl OpenAiChat {
         }
         let nothing = |raw: &RawValue| matches!(raw.get(), "false" | "\"\"" | "{}" | "[]");
         match error.filter(|raw| !known || !nothing(raw)) {
+            // A bare text has its code beside it.
+            Some(error) if error.get().starts_with('"') && !known => {
+                fault::report(serde_json::from_str(text)?, "error", out);
+                return Ok(());
+            }
             Some(error) => fault::report(error, "error", out),
             None if !known => return odd(event, text, out),
             None => {}
@@ -420,7 +427,8 @@ impl OpenAiChat {
                 _ => {}
             }
         }
-        self.remember("choice.", &choice.others, out);
+        let place = if index == 0 { Cow::Borrowed("choice.") } else { format!("choice[{index}].").into() };
+        self.remember(&place, &choice.others, out);
         Ok(())
     }
 
@@ -468,6 +476,8 @@ impl OpenAiChat {
                 "annotations" => each(raw, |raw| out.citation(citation(raw, out.message_id(index)))),
                 "images" => each(raw, |raw| image(index, raw, out)),
                 "executed_tools" => each(raw, |raw| self.executed_tool(index, raw, out)),
+                // Silence is like silence, and each piece of it counts.
+                "audio" => out.provider_event("audio", Json::from_raw(raw).ok()),
                 name => self.delta_member(name, raw, out),
             }
         }
@@ -487,7 +497,9 @@ impl OpenAiChat {
     }
 
     fn call(&mut self, index: u64, call: Call<'_>, out: &mut Assembler) {
-        let (id, name) = (call.id.as_str(), call.function.name.as_str());
+        let free_text = call.custom.here;
+        let function = if free_text { call.custom } else { call.function };
+        let (id, name) = (call.id.as_str(), function.name.as_str());
         let Some(key) = self.call_key(index, call.index, id, name, out) else {
             out.disorder("stray_arguments", "arguments for a call that never began");
             return;
@@ -496,10 +508,13 @@ impl OpenAiChat {
         if !out.call_is_open(key) || !id.is_empty() || !name.is_empty() {
             out.call(key, index, id, name, Kind::Client);
         }
-        if let Some(arguments) = call.function.arguments {
+        if free_text {
+            out.arguments_are_text(key);
+        }
+        if let Some(arguments) = function.arguments {
             out.arguments(key, &text_of(arguments));
         }
-        for (name, raw) in call.others.into_iter().chain(call.function.others) {
+        for (name, raw) in call.others.into_iter().chain(function.others) {
             self.delta_member(&format!("tool_call.{name}"), raw, out);
         }
     }
@@ -644,7 +659,7 @@ fn odd(event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
     let (kind, object) = (odd.kind.as_str(), odd.object.as_str());
     let is_error = [event, object, kind].contains(&"error")
         || odd.detail.is_some()
-        || (odd.message.is_some() && (!odd.code.is_empty() || kind.contains("error")));
+        || (odd.message.is_some() && (!odd.code.is_empty() || kind.contains("error") || (kind.is_empty() && object.is_empty())));
     if is_error || odd.errors.here {
         fault::report(odd.errors.items.first().copied().unwrap_or(raw), "error", out);
     } else if !object.starts_with("chat.completion") {
@@ -678,27 +693,41 @@ fn content_part(index: u64, raw: &RawValue, out: &mut Assembler) {
     match part.kind.as_str() {
         "thinking" | "reasoning" => {
             let source = if matches!(part.thinking, Content::Absent) { part.text } else { part.thinking };
-            each_text(source, &mut |text| out.reasoning(index, None, text));
+            each_text(source, out, &mut |text, out| out.reasoning(index, None, text));
         }
         "refusal" => out.refusal(index, part.refusal.as_str()),
         "image_url" | "image" | "output_image" => image(index, raw, out),
         _ if raw.get().starts_with('"') => out.text(index, &text_of(raw)),
-        _ if !matches!(part.text, Content::Absent) => each_text(part.text, &mut |text| out.text(index, text)),
-        kind => out.provider_event(&format!("content.{}", if kind.is_empty() { "part" } else { kind }), Json::from_raw(raw).ok()),
+        _ if !matches!(part.text, Content::Absent) => each_text(part.text, out, &mut |text, out| out.text(index, text)),
+        kind => return pass_part(kind, raw, out),
+    }
+    // A signature, for one.
+    for (name, raw) in part.others {
+        out.provider_event(&format!("content.{name}"), Json::from_raw(raw).ok());
     }
 }
 
-/// The texts in a text or a list of `{"text"}`.
-fn each_text(content: Content<'_>, see: &mut dyn FnMut(&str)) {
+fn pass_part(kind: &str, raw: &RawValue, out: &mut Assembler) {
+    out.provider_event(&format!("content.{}", if kind.is_empty() { "part" } else { kind }), Json::from_raw(raw).ok());
+}
+
+/// The texts in a text or a list of `{"text"}`; what else is in the list passes.
+fn each_text(content: Content<'_>, out: &mut Assembler, see: &mut dyn FnMut(&str, &mut Assembler)) {
     match content {
         Content::Absent => {}
-        Content::Text(text) => see(&text),
+        Content::Text(text) => see(&text, out),
         Content::Parts(parts) => {
             for raw in parts {
                 match serde_json::from_str::<Part<'_>>(raw.get()) {
-                    Ok(Part { text: Content::Text(text), .. }) => see(&text),
-                    Ok(Part { here: false, .. }) if raw.get().starts_with('"') => see(&text_of(raw)),
-                    _ => {}
+                    Ok(Part { text: Content::Text(text), others, .. }) => {
+                        see(&text, out);
+                        for (name, raw) in others {
+                            out.provider_event(&format!("content.{name}"), Json::from_raw(raw).ok());
+                        }
+                    }
+                    Ok(Part { here: false, .. }) if raw.get().starts_with('"') => see(&text_of(raw), out),
+                    Ok(part) => pass_part(part.kind.as_str(), raw, out),
+                    Err(_) => {}
                 }
             }
         }

@@ -42,6 +42,7 @@ impl Head<'_> {
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
     let kind = object.text("type");
+    let kind = if kind.is_empty() { frame.event } else { &*kind };
     if kind.starts_with("response.") || &*object.text("object") == "response" {
         Likeness::Yes
     } else if kind == "error" && object.raw("sequence_number").is_some() {
@@ -91,6 +92,8 @@ pub(super) struct OpenAiResponses {
     part: Option<(Part, usize)>,
     /// The call that an output without an id answers.
     last_call: Box<str>,
+    /// Calls that the agent has to run, and that nobody has answered.
+    waiting: HashSet<Box<str>>,
 }
 
 impl Provider for OpenAiResponses {
@@ -309,9 +312,10 @@ impl OpenAiResponses {
                 }
             }
         } else {
-            let details = response.object("incomplete_details");
+            let reason = finish_reason(status, &response.object("incomplete_details").text("reason"));
             for key in self.first..=self.message {
-                out.finish_reason(key, finish_reason(status, &details.text("reason")), status);
+                let waits = key == self.message && reason == FinishReason::Stop && !self.waiting.is_empty();
+                out.finish_reason(key, if waits { FinishReason::ToolCalls } else { reason }, status);
             }
         }
         let passed = response.pass_others(&[RESPONSE, REQUEST].concat(), out);
@@ -394,10 +398,16 @@ impl OpenAiResponses {
                 self.image(index, &item, out);
                 Ok(())
             }
-            kind if tool(kind, &item).is_some() => call_done(index, &item, out),
+            kind if tool(kind, &item).is_some() => {
+                if WAITING.contains(&kind) {
+                    self.waiting.insert(call_id(&item).into());
+                }
+                call_done(index, &item, out)
+            }
             kind if kind.ends_with("_output") => {
                 let id = item.text("call_id");
                 let call = if id.is_empty() { &*self.last_call } else { &*id };
+                self.waiting.remove(call);
                 let output = ["output", "result", "tools"].iter().find_map(|key| item.raw(key));
                 tool_result(call, output, &item, out)
             }
@@ -603,6 +613,9 @@ const ANSWERED_ELSEWHERE: &[&str] = &[
     "program",
     "tool_search_call",
 ];
+
+/// Those among them that wait for the agent and are no client's calls by their kind, unless their output follows.
+const WAITING: &[&str] = &["shell_call", "local_shell_call", "apply_patch_call", "tool_search_call"];
 
 /// The name and the kind of the call that an item is, if it is one.
 fn tool<'a>(kind: &'a str, item: &Object<'a>) -> Option<(Cow<'a, str>, Kind)> {
