@@ -1,10 +1,16 @@
-"""What the HTTP tests share: frames read from a response, gates between a test and an agent, bounded waiting."""
+"""What tests share: frames read from a response, gates between a test and an agent, bounded waiting, processes."""
 
 import asyncio
 import json
+import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import httpx
@@ -128,3 +134,29 @@ def finished(hub: ts.Hub, session_id: str = "s", words: list[str] = WORDS) -> ts
     with session.turn("say it") as turn:
         speak(turn, words)
     return session
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):  # it has ended, and been waited for
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def python(code: str, *arguments: str) -> Any:
+    """A process that runs `code` and talks in lines."""
+    return running([sys.executable, "-c", textwrap.dedent(code), *arguments], stdout=subprocess.PIPE)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def tell(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(text + "\n")
+    process.stdin.flush()

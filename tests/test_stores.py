@@ -1,4 +1,4 @@
-"""Sessions in a file: what a crash, a second process and a full disk do to them."""
+"""Sessions in a store, a file or a Redis server: what a crash, a second process and a full disk do to them."""
 
 import asyncio
 import json
@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, frames
+from redis_servers import redis_server
+from support import PATIENCE_S, frames, line, python, running, tell
 
 import turnstream as ts
 from turnstream.asgi import app
@@ -30,33 +31,18 @@ Python = Callable[..., list[str]]
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def file_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/store/runs.db?lease_s=5"
 
 
-@contextmanager
-def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True, **options) as process:
-        try:
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def python(code: str, *arguments: str) -> Any:
-    """A process that runs `code` and talks in lines."""
-    return running([sys.executable, "-c", textwrap.dedent(code), *arguments], stdout=subprocess.PIPE)
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def tell(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(text + "\n")
-    process.stdin.flush()
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A store that several processes share; more options may follow."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/store/runs.db?lease_s=5"
+        return
+    with redis_server(tmp_path / "redis") as server:
+        yield f"redis://127.0.0.1:{server.port}/0?lease_s=5"
 
 
 def test_what_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
@@ -144,8 +130,8 @@ def killed(url: str, name: str) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(60 + 2 * KILLS)
-def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/runs.db?lease_s=0.5"
+def test_a_killed_writer_loses_nothing_that_was_acknowledged(url: str) -> None:
+    url += "&lease_s=0.5"
     with ThreadPoolExecutor(3) as pool:
         all_killed = list(pool.map(lambda n: killed(url, f"s{n}"), range(KILLS)))
     assert sum(acknowledged for acknowledged, _ in all_killed) > KILLS
@@ -286,10 +272,10 @@ FILLER = """
 """
 
 
-def test_a_file_that_may_not_grow_fails_and_goes_on(url: str) -> None:
-    with python(FILLER, url, str(1 << 20), "StoreError") as process:
+def test_a_file_that_may_not_grow_fails_and_goes_on(file_url: str) -> None:
+    with python(FILLER, file_url, str(1 << 20), "StoreError") as process:
         assert (line(process), line(process)) == ("StoreError", "room True")
-    session = ts.Hub(url).find("s")
+    session = ts.Hub(file_url).find("s")
     assert [event.seq for event in session.read(follow="none")] == list(range(1, session.head + 1))
 
 
@@ -314,17 +300,17 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
     assert (said.stdout, said.stderr) == ("StoreFull\n", "")
 
 
-def test_a_fork_leaves_the_store_to_its_parent(url: str, subprocess_python: Python) -> None:
+def test_a_fork_leaves_the_store_to_its_parent(file_url: str, subprocess_python: Python) -> None:
     assert subprocess_python(f"""if True:
         import os, turnstream as ts
-        hub = ts.Hub({url!r})
+        hub = ts.Hub({file_url!r})
         turn = hub.session("s").turn()
         if (child := os.fork()) == 0:
             try:
                 hub.session("s")
             except ts.ForkedProcess:
                 try:
-                    ts.Hub({url!r})
+                    ts.Hub({file_url!r})
                 except ts.ForkedProcess:
                     os._exit(0)
             os._exit(1)
@@ -437,22 +423,23 @@ def workers(command: list[str], **options: Any) -> Iterator[str]:
             draining.result(PATIENCE_S)
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the workers have their own
 @pytest.mark.parametrize("fate", ["ends", "killed"])
-async def test_a_viewer_on_another_worker_than_the_run(tmp_path: Path, fate: str) -> None:
+async def test_a_viewer_on_another_worker_than_the_run(url: str, fate: str) -> None:
     environment = {
         **os.environ,
-        "STORE": f"sqlite:///{tmp_path}/runs.db?lease_s=1",
+        "STORE": f"{url}&lease_s=1",
         "PAUSE_S": "0.02" if fate == "ends" else "0.2",
     }
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT / "examples" / "multi-worker"), "workers:app"]
-    with workers([*command, "--workers", "3", "--port", "0"], env=environment) as url:
-        async with asyncio.timeout(40), httpx.AsyncClient(base_url=url) as http:
+    with workers([*command, "--workers", "3", "--port", "0"], env=environment) as served:
+        async with asyncio.timeout(40), httpx.AsyncClient(base_url=served) as http:
             made = await http.post("/sessions", json={"input": "go", "session_id": "s"})
             assert made.status_code == 201
             writer = made.headers["x-worker"]
             while True:  # a connection each, until another worker takes one
                 async with (
-                    httpx.AsyncClient(base_url=url) as viewer,
+                    httpx.AsyncClient(base_url=served) as viewer,
                     viewer.stream("GET", "/sessions/s/events") as view,
                 ):
                     if view.headers["x-worker"] == writer:
@@ -473,18 +460,19 @@ async def test_a_viewer_on_another_worker_than_the_run(tmp_path: Path, fate: str
             assert sum(frame.event == "completion" for frame in seen) == 1
             # Status and result are the same whoever is asked.
             for _ in range(6):
-                async with httpx.AsyncClient(base_url=url) as other:
+                async with httpx.AsyncClient(base_url=served) as other:
                     assert (await other.get("/sessions/s/result")).json() == end
 
 
-def test_serve_takes_several_workers(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import turnstream as ts\nhub = ts.Hub('sqlite:///runs.db')\nalone = ts.Hub()\n")
-    hub = ts.Hub(f"sqlite:///{tmp_path}/runs.db")
+def test_serve_takes_several_workers(tmp_path: Path, url: str) -> None:
+    (tmp_path / "mine.py").write_text(f"import turnstream as ts\nhub = ts.Hub({url!r})\nalone = ts.Hub()\n")
+    hub = ts.Hub(url)
     with hub.session("s").turn("hi") as turn:
         turn.emit("text_delta", text="whole")
     command = [sys.executable, "-m", "turnstream", "serve"]
-    with workers([*command, "mine:hub", "--workers", "2", "--port", "0"], cwd=tmp_path) as url:
-        assert httpx.get(f"{url}/sessions/s/result").json() == hub.find("s").result()
+    with workers([*command, "mine:hub", "--workers", "3", "--port", "0"], cwd=tmp_path) as served:
+        for _ in range(6):  # a connection each: whoever of them answers
+            assert httpx.get(f"{served}/sessions/s/result").json() == hub.find("s").result()
     refused = subprocess.run(
         [*command, "mine:alone", "--workers", "2"],
         cwd=tmp_path,

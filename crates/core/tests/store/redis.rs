@@ -211,7 +211,7 @@ fn a_full_server_refuses_and_keeps_what_it_has() {
     assert!(store.standing("s").unwrap().leased_ms > 60_000, "renewed with no memory left");
     assert_eq!(store.delete("s"), Ok(true), "deleting makes room");
     // Which the server gives back on a thread of its own.
-    let fence = until(|| claim(&store, "s", "a").ok()).fence;
+    let fence = until(|| sure(|| store.claim("s", "a", "a new life", LEASE)).ok()).fence;
     assert_eq!(until(|| append(&store, "s", fence, 1, 500).ok()), 500);
 }
 

@@ -35,6 +35,7 @@ use self::hints::Hints;
 use self::script::{Call, answer, number, other_version, strange, text};
 use self::server::Facts;
 use super::{Append, Claim, Durability, Hint, LogStore, Retention, Standing, StoreError, Tail, first_fence};
+use crate::session::hub::random_word;
 
 /// The form of a session's keys.
 const VERSION: &str = "1";
@@ -270,7 +271,8 @@ fn block(value: Value) -> Result<Block, StoreError> {
 impl LogStore for RedisStore {
     fn claim(&self, session: &str, owner: &str, epoch: &str, lease: Duration) -> Result<Claim, StoreError> {
         let call = Call::new(&script::CLAIM, Keys::of(session)).arg(owner).arg(epoch).number(lease.as_millis() as u64);
-        let rest = self.call(call.number(first_fence()).number(self.retention()).arg(VERSION))?;
+        let call = call.number(first_fence()).number(self.retention()).arg(VERSION).owned(random_word(8));
+        let rest = self.call(call)?;
         let [fence, at] = rest.as_slice() else { return Err(strange()) };
         Ok(Claim { fence: number(fence)?, standing: standing(at)? })
     }
