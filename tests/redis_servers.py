@@ -7,13 +7,16 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from select import select
 
 from conftest import need_package
 
 START_S = 10.0
+LOOK_S = 0.05
+"""How often a forwarder looks whether it still leads to the same server."""
 
 
 def ask(port: int, *words: object, timeout_s: float = 5.0) -> bytes:
@@ -69,52 +72,45 @@ class Forwarder:
     """A port that leads to a server, to another one once `target` is changed, and takes its time."""
 
     def __init__(self, target: int) -> None:
-        self.target = target
         self.delay_s = 0.0
+        self._target = target
+        self._life = 0
+        self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._run(self._accept)
+
+    def _run(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(("127.0.0.1", self.target), 5)
-            except OSError:
-                near.close()
-                continue
-            self._open += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+        with self._listener:
+            while self._life >= 0:
+                if select([self._listener], [], [], LOOK_S)[0]:
+                    near, _ = self._listener.accept()
+                    self._run(self._forward, near, self._target, self._life)
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while piece := source.recv(1 << 16):
-                time.sleep(self.delay_s)  # the latency itself
-                sink.sendall(piece)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    def _forward(self, near: socket.socket, target: int, life: int) -> None:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", target), 5) as far:
+            while self._life == life:
+                for source in select([near, far], [], [], LOOK_S)[0]:
+                    piece = source.recv(1 << 16)
+                    if not piece:
+                        return
+                    time.sleep(self.delay_s)  # the latency itself
+                    (far if source is near else near).sendall(piece)
 
     def lead_to(self, target: int) -> None:
         """Breaks the connections; new ones lead to `target`."""
-        self.target = target
-        self._close_all()
-
-    def _close_all(self) -> None:
-        for end in self._open:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._open.clear()
+        self._target = target
+        self._life += 1
 
     def close(self) -> None:
-        self._listener.close()
-        self._close_all()
+        self._life = -1
+        for thread in self._threads:
+            thread.join(5)
 
 
 @contextmanager
