@@ -205,7 +205,7 @@ impl Hub {
             if let Some(session) = session {
                 session.close(Some("deleted"));
                 // Its readers are told: above `Durability::Memory` they see what the store has.
-                session.flush_until(deadline - super::PATIENCE / 2);
+                session.flush_until(Instant::now() + super::PATIENCE / 2); // the rest is for the store
                 session.break_off();
                 session.leave_hub();
             }
