@@ -233,7 +233,6 @@ def appends(scale: Scale) -> Iterator[Group]:
 @contextmanager
 def history(scale: Scale) -> Iterator[Group]:
     count = scale.items(HISTORY)
-    newest = min(100_000, count)
 
     def fill(hub: ts.Hub, events: int) -> int:
         session = hub.session("s")
@@ -262,22 +261,19 @@ def history(scale: Scale) -> Iterator[Group]:
         return [
             side(f"reopen, {store}", "until status and result answer", lambda: ts.Hub(url).find("s").head, size),
             side(
-                f"replay, {store}",
-                f"opened, and {newest} events read as objects",
-                lambda: replay(ts.Hub(url).find("s")),
-                newest,
+                f"replay, {store}", "opened, and all of it read as objects", lambda: replay(ts.Hub(url).find("s")), size
             ),
         ]
 
     with tempfile.TemporaryDirectory() as folder, redis_server() as url:
-        memory = ts.Hub(limits=ts.Limits(max_events=2 * newest))
-        fill(memory, newest)
+        memory = ts.Hub(limits=ts.Limits(max_events=2 * count, max_bytes=2 << 30))
+        fill(memory, count)
         there = sides("Redis", url) if url else [Absent(f"{what}, Redis", NO_SERVER) for what in ("reopen", "replay")]
         yield Group(
             f"a session of {count} events, opened by a new process's hub",
             {"s": "s"},
             [
-                side("replay, memory", f"{newest} events read as objects", lambda: replay(memory.find("s")), newest),
+                side("replay, memory", "all of it read as objects", lambda: replay(memory.find("s")), count),
                 *sides("SQLite", f"sqlite:///{folder}/runs.db"),
                 *there,
             ],
