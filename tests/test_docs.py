@@ -1,4 +1,4 @@
-"""The pages about clients: their code runs, as it stands there, against a served agent."""
+"""The pages about clients: their code runs, as it stands there, against a served agent. What stores promise names its tests."""
 
 import asyncio
 import contextlib
@@ -89,3 +89,19 @@ async def test_openai(base: str, block: int) -> None:
 
     await asyncio.to_thread(blocked)
     assert said.getvalue() == ANSWER
+
+
+def test_what_stores_promise_names_its_tests() -> None:
+    page = (ROOT / "docs" / "stores.md").read_text()
+    table = page.partition("| held by |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = [row.strip("| ").split(" | ") for row in table]
+    assert len(rows) > 10
+    code = "\n".join(
+        path.read_text()
+        for pattern in ("tests/test_*.py", "crates/core/tests/**/*.rs", "crates/core/src/**/*.rs")
+        for path in ROOT.glob(pattern)
+    )
+    for row in rows:
+        names = re.findall(r"`(\w+)`", row[-1])
+        assert names, row[0]
+        assert all(re.search(rf"\b(?:fn|def) {name}\(", code) for name in names), names
