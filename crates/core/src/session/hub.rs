@@ -300,7 +300,7 @@ impl Shared {
         let (hub, keeping) = (self.clone(), keeper.clone());
         let open = move |asked: &Asked<Opened>| {
             let (id, create) = &key;
-            let opened = Session::open_stored(id, &hub, &keeping, *create, asked).and_then(|opened| hub.keep(opened));
+            let opened = Session::open_stored(id, &hub, &keeping, *create, asked).and_then(|opened| hub.keep(&keeping, opened));
             hub.opening.lock().remove(&key);
             opened
         };
@@ -308,13 +308,14 @@ impl Shared {
     }
 
     /// Puts a session that was read into the map, unless one is there.
-    fn keep(&self, opened: Arc<Session>) -> Opened {
+    fn keep(&self, keeper: &Keeper, opened: Arc<Session>) -> Opened {
         let mut sessions = self.make_place()?;
         let kept = sessions.by_id.entry(opened.id().clone()).or_insert_with(|| opened.clone());
         if kept.is_broken() {
             kept.leave_hub();
             *kept = opened;
         }
+        keeper.know(kept); // while nobody puts another one into its place
         Ok(kept.clone())
     }
 

@@ -10,7 +10,7 @@
 //! threads end when hub and sessions are gone, and nothing waits unwritten; 4. no session's lock is held during a store's call;
 //! 5. no caller's thread calls the store: it waits for one that does, at most [`PATIENCE`] beyond the store's last answer.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -89,7 +89,8 @@ pub(crate) struct Shared {
     answers: Condvar,
     hinted: Mutex<Hinted>,
     hints: Condvar,
-    known: Mutex<Vec<Weak<Session>>>,
+    /// What this process follows or writes: hints of other sessions wake nobody.
+    known: Mutex<HashMap<Arc<str>, Weak<Session>>>,
     pub(super) desk: Mutex<Desk>,
     stopped: AtomicBool,
     askers: Arc<Askers>,
@@ -237,9 +238,7 @@ impl Keeper {
 
     /// A session that is to be followed and renewed.
     pub(super) fn know(&self, session: &Arc<Session>) {
-        let mut known = self.known.lock();
-        known.retain(|session| session.strong_count() > 0);
-        known.push(Arc::downgrade(session));
+        self.known.lock().insert(session.id().clone(), Arc::downgrade(session));
     }
 }
 
@@ -397,6 +396,9 @@ impl Shared {
 
     /// Something may have changed.
     fn hint(&self, session: Option<&str>) {
+        if session.is_some_and(|session| !self.known.lock().contains_key(session)) {
+            return;
+        }
         let mut hinted = self.hinted.lock();
         match session {
             Some(session) if hinted.sessions.len() < 1024 => {
@@ -408,6 +410,16 @@ impl Shared {
         }
         drop(hinted);
         self.hints.notify_one();
+    }
+
+    /// The sessions to look at: all, or those that were hinted.
+    fn due(&self, all: bool, hinted: &HashSet<Box<str>>) -> Vec<Arc<Session>> {
+        let mut known = self.known.lock();
+        if all {
+            known.retain(|_, session| session.strong_count() > 0);
+            return known.values().filter_map(Weak::upgrade).collect();
+        }
+        hinted.iter().filter_map(|id| known.get(&**id)?.upgrade()).collect()
     }
 
     /// The keeping thread.
@@ -428,11 +440,10 @@ impl Shared {
             if timer {
                 looked = Instant::now();
             }
-            let mut known: Vec<_> = self.known.lock().iter().filter_map(Weak::upgrade).collect();
-            known.retain(|session| timer || sessions.contains(&**session.id()));
+            let mut due = self.due(timer, &sessions);
             // Where the store is slow, no lease runs out for what others write.
-            known.sort_by_cached_key(|session| !session.writes());
-            for session in known {
+            due.sort_by_cached_key(|session| !session.writes());
+            for session in due {
                 session.tend(self, timer, all);
             }
             if expire <= Instant::now() && !self.stopped.load(Ordering::Acquire) {

@@ -338,7 +338,6 @@ impl Session {
             (link, stored)
         });
         session.load(keeper, &standing, asked).map_err(SessionError::Store)?;
-        keeper.know(&session);
         Ok(session)
     }
 
@@ -934,7 +933,8 @@ impl Session {
             link.asked.store(true, Ordering::Relaxed);
         }
         let lease = keeper.options.lease.as_millis() as u64;
-        let silent = now_ms().saturating_sub(link.renewed.load(Ordering::Relaxed));
+        let renewed = link.renewed.load(Ordering::Relaxed);
+        let silent = now_ms().saturating_sub(renewed);
         let due = if link.asked.load(Ordering::Relaxed) { 250.min(lease / 4) } else { lease / 4 };
         if silent < due {
             return;
@@ -946,7 +946,8 @@ impl Session {
             Ok(Some(reason)) => {
                 self.cancel(&reason);
             }
-            Err(error) if error.is_transient() => {}
+            // At the next look, and not when half of the lease is over: the store may be back for the rest of it alone.
+            Err(error) if error.is_transient() => link.renewed.store(renewed, Ordering::Relaxed),
             Err(error) => {
                 if self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence == Some(fence)) {
                     match error {

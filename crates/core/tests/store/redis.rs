@@ -88,6 +88,29 @@ fn a_second_process_is_hinted() {
     assert_eq!(receive.recv_timeout(PATIENCE).unwrap(), None);
 }
 
+/// Keys and channel of a session are one slot's, and every call is one session's.
+#[test]
+fn a_cluster_of_one_server_is_a_server() {
+    let Some(server) = Server::start(&["--cluster-enabled", "yes"]) else { return };
+    for half in [0..8192, 8192..16384] {
+        let slots: Vec<_> = half.map(|slot: u32| slot.to_string()).collect();
+        assert!(server.say(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).starts_with("+OK"));
+    }
+    until(|| server.say("CLUSTER INFO").contains("cluster_state:ok").then_some(()));
+    let store = open(&server);
+    assert!(matches!(&*store.warnings(), [only] if only.contains("cluster")), "{:?}", store.warnings());
+    let (send, receive) = mpsc::channel();
+    store.listen(Arc::new(move |session: Option<&str>| {
+        let _ = send.send(session.map(str::to_owned));
+    }));
+    assert_eq!(receive.recv_timeout(PATIENCE).unwrap(), None);
+    for session in ["s", "t", "a-third"] {
+        append(&store, session, claim(&store, session, "a").unwrap().fence, 1, 3).unwrap();
+        assert_eq!(read_all(&store, session, 0, 1), text(1, 3));
+        assert_eq!(receive.recv_timeout(PATIENCE).unwrap().as_deref(), Some(session));
+    }
+}
+
 /// Killed, and there again with nothing in it: the writer claims under its own epoch and sends from the start.
 #[test]
 fn an_empty_server_is_filled_again() {
@@ -236,6 +259,19 @@ fn a_page_is_bounded_by_bytes() {
     assert_eq!(read_all(&store, "s", 0, limit), text(1, head));
 }
 
+/// By its socket, to a process on the same machine.
+#[test]
+fn a_socket_is_as_good_as_a_port() {
+    let folder = crate::files::Folder::new();
+    fs::create_dir(folder.path()).unwrap();
+    let socket = folder.path().join("redis.sock").to_string_lossy().into_owned();
+    let Some(_server) = Server::start(&["--unixsocket", &socket, "--requirepass", "secret"]) else { return };
+    let store: Store = Arc::new(RedisStore::open(&format!("redis+unix://{socket}?db=3&pass=secret"), &options()).unwrap());
+    append(&store, "s", claim(&store, "s", "a").unwrap().fence, 1, 2).unwrap();
+    assert_eq!(read_all(&store, "s", 0, 1), text(1, 2));
+    refused(&format!("redis+unix://{socket}?pass=secretly"), &options());
+}
+
 #[test]
 fn what_is_not_as_it_was_written_is_said() {
     let Some(server) = Server::start(&[]) else { return };
@@ -341,8 +377,10 @@ fn tls_by_url_trusts_whom_it_is_told_to() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // The server asks for a certificate too, and trusts its own alone.
     let Some(server) = Server::start_tls(&file("cert.pem"), &file("key.pem")) else { return };
-    let trusting = RedisOptions { ca_file: Some(file("cert.pem")), ..options() };
+    let identity = Some((file("cert.pem"), file("key.pem")));
+    let trusting = RedisOptions { ca_file: Some(file("cert.pem")), identity, ..options() };
     let store: Store = Arc::new(RedisStore::open(&server.tls_url(), &trusting).unwrap());
     let (send, receive) = mpsc::channel();
     store.listen(Arc::new(move |_: Option<&str>| {
@@ -353,4 +391,6 @@ fn tls_by_url_trusts_whom_it_is_told_to() {
     receive.recv_timeout(PATIENCE).unwrap();
     let error = refused(&server.tls_url().replace("rediss://", "rediss://user:secret@"), &options());
     assert!(matches!(&error, StoreError::Unusable(text) if text.contains("certificate")), "{error}");
+    let nobody = RedisOptions { identity: None, ..trusting };
+    refused(&server.tls_url().replace("rediss://", "rediss://user:secret@"), &nobody);
 }

@@ -68,7 +68,7 @@ impl Server {
         let port = free_port().to_string();
         let [certificate, key] = [certificate, key].map(|path| path.to_string_lossy().into_owned());
         let arguments =
-            ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-auth-clients", "no"];
+            ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate];
         Self::start(&arguments)
     }
 

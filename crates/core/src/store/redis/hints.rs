@@ -61,21 +61,25 @@ fn follow(client: &Client, listeners: &Weak<Listeners>, pause: &mut Pause) -> Re
     let mut connection = client.get_connection_with_timeout(CONNECT)?;
     connection.set_read_timeout(Some(CONNECT))?;
     connection.set_write_timeout(Some(CONNECT))?;
-    // As the scripts publish: by shard where the server has them, which Redis 6 has not.
+    // As the scripts publish: by shard where the server has them, which Redis 6 has not. A command a channel: in a cluster, one
+    // command's channels are one slot's.
     for (at, word) in ["SSUBSCRIBE", "SUBSCRIBE"].into_iter().enumerate() {
-        let mut command = redis::cmd(word);
-        for partition in 0..PARTITIONS {
-            command.arg(Keys::channel_of(partition));
+        let mut commands = redis::pipe();
+        (0..PARTITIONS).for_each(|partition| {
+            commands.cmd(word).arg(Keys::channel_of(partition));
+        });
+        connection.send_packed_command(&commands.get_packed_pipeline())?;
+        let mut refused = None;
+        for _ in 0..PARTITIONS {
+            if let Value::ServerError(error) = connection.recv_response()? {
+                refused = Some(error);
+            }
         }
-        connection.send_packed_command(&command.get_packed_command())?;
-        match connection.recv_response()? {
-            Value::ServerError(_) if at == 0 => {}
-            Value::ServerError(error) => return Err(error.into()),
-            _ => break,
+        match refused {
+            None => break,
+            Some(_) if at == 0 => {}
+            Some(error) => return Err(error.into()),
         }
-    }
-    for _ in 1..PARTITIONS {
-        connection.recv_response()?;
     }
     *pause = Pause::default();
     if !tell(listeners, None) {

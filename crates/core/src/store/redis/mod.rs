@@ -11,7 +11,7 @@
 //!
 //! Invariants: 1. a call ends within its limit ([`RedisOptions::limit`]; four of it for appends, which no agent waits for);
 //! 2. a session ends by its time to live, which claims, renewals and appends set anew: never while it is leased; 3. a page is
-//! counted by the session's largest block, so that no answer is much larger than was asked for; 4. what a failover takes back
+//! counted by the session's largest block, so that no answer is larger than was asked for, and has 4000 blocks at most; 4. what a failover takes back
 //! is found by fence and head, and said as [`StoreError::Unknown`] or [`StoreError::NotNext`]; 5. no password is in an error or in
 //! the `Debug` form.
 //!
@@ -252,20 +252,11 @@ fn standing(value: &Value) -> Result<Standing, StoreError> {
     })
 }
 
-/// A stream's entry.
-struct Block {
-    first: u64,
-    last: u64,
-    sum: u64,
-    data: Arc<[u8]>,
-}
-
-fn block(value: Value) -> Result<Block, StoreError> {
-    let Value::Array(mut items) = value else { return Err(strange()) };
-    let (Some(Value::Array(fields)), Some(id)) = (items.pop(), items.pop()) else { return Err(strange()) };
-    let last = text(&id)?.strip_suffix("-0").and_then(|seq| seq.parse().ok()).ok_or_else(strange)?;
-    let [_, first, _, sum, _, Value::BulkString(events)] = fields.as_slice() else { return Err(strange()) };
-    Ok(Block { first: number(first)?, last, sum: number(sum)?, data: Arc::from(events.as_slice()) })
+/// First and last seq and the checksum of a block, from a line that the script says: "first last-0 checksum".
+fn place(line: &str) -> Option<(u64, u64, u64)> {
+    let mut words = line.split(' ');
+    let mut number = |ending: &str| words.next()?.strip_suffix(ending)?.parse().ok();
+    Some((number("")?, number("-0")?, number("")?))
 }
 
 impl LogStore for RedisStore {
@@ -302,10 +293,12 @@ impl LogStore for RedisStore {
     fn read(&self, session: &str, after: u64, max_bytes: usize) -> Result<Tail, StoreError> {
         let rest = self.call(Call::new(&script::READ, Keys::of(session)).number(after).number(max_bytes as u64))?;
         let mut rest = rest.into_iter();
-        let (Some(at), Some(Value::Array(entries))) = (rest.next(), rest.next()) else { return Err(strange()) };
-        let mut tail = Tail { standing: standing(&at)?, blocks: Vec::with_capacity(entries.len()), last: after };
-        for value in entries {
-            let Block { first, last, sum, data } = block(value)?;
+        let (Some(at), Some(places), Some(Value::Array(blocks))) = (rest.next(), rest.next(), rest.next()) else {
+            return Err(strange());
+        };
+        let mut tail = Tail { standing: standing(&at)?, blocks: Vec::with_capacity(blocks.len()), last: after };
+        for (line, block) in text(&places)?.lines().zip(blocks) {
+            let (Some((first, last, sum)), Value::BulkString(data)) = (place(line), block) else { return Err(strange()) };
             // The first block may reach back behind the cursor.
             let follows = if tail.blocks.is_empty() { first <= after + 1 } else { first == tail.last + 1 };
             if !follows || u64::from(crc32fast::hash(&data)) != sum {
@@ -316,7 +309,7 @@ impl LogStore for RedisStore {
                 return Ok(tail);
             }
             tail.last = last;
-            tail.blocks.push(data);
+            tail.blocks.push(Arc::from(data));
         }
         if tail.blocks.is_empty() && after < tail.standing.head {
             return Err(StoreError::Corrupt(format!("events {} to {} are missing", after + 1, tail.standing.head)));
