@@ -1,4 +1,4 @@
-"""The pages about clients: their code runs, as it stands there, against a served agent. What stores promise names its tests."""
+"""The pages about clients: their code runs, as it stands there, against a served agent; and that about stores."""
 
 import asyncio
 import contextlib
