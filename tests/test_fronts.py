@@ -17,8 +17,8 @@ import httpx
 import openai
 import pytest
 from clients import node
-from support import PATIENCE_S
-from test_deployments import a_free_port, listening, nginx
+from support import PATIENCE_S, listening
+from test_deployments import a_free_port, nginx
 
 Serve = Callable[..., str]
 
