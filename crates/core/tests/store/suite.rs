@@ -287,7 +287,6 @@ pub fn a_life_is_renamed_by_its_writer(store: &Store) {
     assert_eq!(sure(|| store.standing("s")).unwrap().epoch, "another");
 }
 
-
 /// A writer that sends again what a failover lost ends with the whole history.
 pub fn a_failover_is_answered_by_sending_again(store: &Store) {
     let fence = claim(store, "s", "a").unwrap().fence;
