@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,20 @@ def test_every_quirk_of_the_corpus_has_a_test() -> None:
     assert len(quirks) > 100
     names = [f"_{name}_" for name in named_tests()]
     assert [quirk for quirk in quirks if not any(f"_{quirk.lower()}_" in name for name in names)] == []
+
+
+def test_the_lines_that_models_guard_are_there() -> None:
+    """`make loom-mutants` takes them away: about ten minutes, so not here."""
+    mutants = runpy.run_path(str(ROOT / ".ci" / "loom-mutants"))
+    guarded = set()
+    for model, file, *changes in mutants["MUTANTS"]:
+        text = (ROOT / mutants["CORE"] / file).read_text()
+        for old, new in zip(changes[::2], changes[1::2], strict=True):
+            assert text.count(old) == 1, f"{model}: {old}"
+            text = text.replace(old, new)
+        guarded.add(model.rpartition("::")[2])
+    models = "".join(text for text in tracked("crates/core/src/*.rs").values() if "loom::model" in text)
+    assert set(re.findall(r"fn (\w+)\(\) \{\n +loom::model", models)) == guarded
 
 
 def test_the_version_stands_in_one_place() -> None:
