@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,11 @@ def test_every_model_has_a_line_that_it_fails_without() -> None:
     models = "".join(text for text in tracked("crates/core/src/*.rs").values() if "loom::model" in text)
     tested = re.findall(r"fn (\w+)\(\) \{\n +loom::model", models)
     assert set(tested) == {model.rpartition("::")[2] for model, *_ in mutants}
+
+
+def test_the_package_tells_its_names_and_loads_nothing_for_that(subprocess_python: Callable[..., list[str]]) -> None:
+    code = "import sys, turnstream as ts; print(set(ts.__all__) - set(dir(ts)), 'turnstream.asgi' in sys.modules)"
+    assert subprocess_python(code) == ["set() False\n"]
 
 
 def test_the_version_stands_in_one_place() -> None:
