@@ -108,7 +108,9 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Call {
     id: Id,
-    /// The round that opened it: ids may come again in another.
+    /// The seq that began it.
+    seq: u64,
+    /// Its round, the one in which it was whole: ids may come again in another.
     round: u32,
     /// Its id on the wire: its own, unless an earlier call of the turn has that.
     pub(super) wire_id: Text,
@@ -205,10 +207,13 @@ pub(super) struct PastCall<'a> {
     #[serde(skip)]
     pub(super) wire_id: Text,
     pub(super) name: Text,
+    /// The seq that began it: what tells it from others of its id.
+    #[serde(default)]
+    seq: u64,
     #[serde(default)]
     pub(super) turn: u32,
     #[serde(default)]
-    round: Option<u32>,
+    round: u32,
     #[serde(default)]
     kind: Option<Text>,
     #[serde(borrow, default)]
@@ -290,13 +295,12 @@ impl<'a> Past<'a> {
 
     fn read(state: &'a Json) -> Option<Self> {
         let mut past: Self = serde_json::from_str(state.as_str()).ok()?;
-        let mut seen: Vec<(u32, Text, Option<u32>)> = Vec::new();
-        past.calls(|call| seen.push((call.turn, call.call_id.clone(), call.round)));
+        let mut seen: Vec<(u32, Text, u64)> = Vec::new();
+        past.calls(|call| seen.push((call.turn, call.call_id.clone(), call.seq)));
         seen.sort_unstable();
         seen.dedup();
         past.calls(|call| {
-            let same =
-                |(turn, id, round): &&(u32, Text, Option<u32>)| (*turn, id) == (call.turn, &call.call_id) && *round < call.round;
+            let same = |(turn, id, seq): &&(u32, Text, u64)| (*turn, id) == (call.turn, &call.call_id) && *seq < call.seq;
             let first = seen.partition_point(|(turn, id, _)| (*turn, id) < (call.turn, &call.call_id));
             call.wire_id = wire_id(&call.call_id, seen[first..].iter().take_while(same).count());
         });
@@ -438,6 +442,7 @@ impl<V: Voice> Teller<V> {
             Payload::ToolCallStart(start) => self.open_call(start, out),
             Payload::ToolCall(whole) => {
                 let at = self.written_call(&whole.call_id);
+                self.calls[at].round = self.round;
                 self.whole_call(at, whole, out);
             }
             Payload::ToolResult(result) => self.result(result, out),
@@ -561,6 +566,7 @@ impl<V: Voice> Teller<V> {
         let earlier = self.calls.iter().filter(|call| call.id == *id).count();
         self.calls.push(Call {
             id: id.clone(),
+            seq: self.seq,
             round: self.round,
             wire_id: wire_id(id, earlier),
             name: Text::default(),
@@ -773,10 +779,10 @@ impl<V: Voice> Teller<V> {
 
     fn past_call(&mut self, past: &PastCall<'_>, message_id: Option<&Id>, told: bool, out: &mut Vec<u8>) {
         let whole = past.whole(message_id);
-        self.round = past.round.unwrap_or(self.round);
-        let same = |call: &Call| call.id == whole.call_id && past.round.is_none_or(|round| round == call.round);
-        let at = self.calls.iter().rposition(same).unwrap_or_else(|| self.new_call(&whole.call_id));
+        let known = self.calls.iter().position(|call| call.seq == past.seq && call.id == whole.call_id);
+        let at = known.unwrap_or_else(|| self.new_call(&whole.call_id));
         let call = &mut self.calls[at];
+        (call.seq, call.round) = (past.seq, past.round);
         if !call.started {
             (call.name, call.kind, call.message_id) = (whole.name.clone(), whole.kind, message_id.cloned());
             call.wire_id.clone_from(&past.wire_id);

@@ -53,7 +53,7 @@ pub struct MessageState {
 pub struct CallState {
     /// Its turn.
     pub turn: u32,
-    /// Its round: ids may come again in another.
+    /// Its round, the one in which it was whole: ids may come again in another.
     pub round: u32,
     /// Its id.
     pub id: Id,
@@ -383,6 +383,7 @@ impl State {
             Payload::ToolCall(whole) => {
                 let at = self.call_written(turn, round, &whole.call_id);
                 let call = self.call_at(at, event, &whole.call_id);
+                call.round = round;
                 call.name.clone_from(&whole.name);
                 call.kind = whole.kind;
                 call.arguments_raw = whole.arguments_raw.to_string();
@@ -933,9 +934,9 @@ fn call_json(known: Option<&CallState>, call: &CallRef) -> Json {
     key(&mut out, "name");
     call.name.write(&mut out);
     if let Some(known) = known {
-        for (name, number) in [("turn", known.turn), ("round", known.round)] {
+        for (name, number) in [("seq", known.seq), ("turn", known.turn.into()), ("round", known.round.into())] {
             key(&mut out, name);
-            write_u64(&mut out, number.into());
+            write_u64(&mut out, number);
         }
         key(&mut out, "kind");
         known.kind.write(&mut out);
