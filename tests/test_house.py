@@ -115,6 +115,25 @@ def test_the_package_tells_its_names_and_loads_nothing_for_that(subprocess_pytho
     assert subprocess_python(code) == ["set() False\n"]
 
 
+def test_what_holds_a_promise_is_a_test() -> None:
+    """Every name in a column "held by", or its beginning where it ends in dots, is that of a test."""
+    texts = tracked("crates/*.rs", "tests/*.py").values()
+    names = {
+        name for text in texts for name in re.findall(r"\b(?:fn|def) (\w+)\(|^ {4,}(\w+)\(\) \{", text, re.MULTILINE)
+    }
+    known = {name for pair in names for name in pair if name}
+    missing, rows = [], 0
+    for page, text in tracked("docs/*.md").items():
+        for table in re.findall(r"^\|[^\n]*held by[^\n]*\|\n((?:\|.*\n)+)", text, re.MULTILINE):
+            for row in table.splitlines()[1:]:
+                rows += 1
+                for name, cut in re.findall(r"`(\w+?_\w+)(…?)`", row.rsplit("|", 2)[1]):
+                    if not any(test.startswith(name) if cut else test == name for test in known):
+                        missing.append(f"{page}: {name}{cut}")
+    assert rows > 15
+    assert missing == []
+
+
 def test_the_version_stands_in_one_place() -> None:
     import turnstream._native as native
 
