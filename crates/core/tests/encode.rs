@@ -710,7 +710,7 @@ proptest! {
         for (format, verify) in FORMATS {
             let body = whole(&session, format);
             let newest = turns.len() as u32;
-            let before = if format == Format::AiSdk { session.turn_before(session.position().head - 1) } else { 0 };
+            let before = if format == Format::AiSdk { session.look(|state| state.turn_start) - 1 } else { 0 };
             prop_assert_eq!(Some(verify(&body)), expected(&session, format, before), "turn {} whole: {}", newest, String::from_utf8_lossy(&body));
             for seq in 1..session.position().head {
                 let body = from(&session, seq, format);
