@@ -462,11 +462,12 @@ async def test_a_turn_after_the_server_came_back_empty(server: Server, serve: Ca
         before = parse((await http.get("/sessions/s/events", params={"after": made["cursor"]})).content)
         server.kill()
         server.start()
+        again = await http.post("/sessions/s/turns", json={"input": "more"})
         for _ in range(100):  # until the hub's connection is made anew
-            again = await http.post("/sessions/s/turns", json={"input": "more"})
             if again.status_code != 503:
                 break
             await asyncio.sleep(0.05)
+            again = await http.post("/sessions/s/turns", json={"input": "more"})
         assert again.status_code == 202, again.text
         assert again.json()["turn"] == 2
         seen = parse((await http.get("/sessions/s/events", params={"after": before[-1].id})).content)
