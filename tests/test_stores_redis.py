@@ -6,15 +6,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from redis_servers import Forwarder, Server, ask, forwarder, redis_server, until_answered
-from support import PATIENCE_S, line, python, tell, until
+from support import PATIENCE_S, line, parse, python, tell, until
 
 import turnstream as ts
+from turnstream import asgi
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -445,3 +447,30 @@ async def test_a_deleted_session_stays_deleted(server: Server) -> None:
         here.find("s")
     assert here.session("s").epoch != epoch
     assert here.find("s").head == 0
+
+
+async def test_a_turn_after_the_server_came_back_empty(server: Server, serve: Callable[..., str]) -> None:
+    """What a process knows of an idle session is told again, under another epoch; its next turn starts as ever."""
+    hub = ts.Hub(url_of(server.port))
+
+    async def agent(turn: ts.Turn) -> str:
+        return f"answer {turn.number}"
+
+    base = serve(asgi.app(hub, agent))
+    async with httpx.AsyncClient(base_url=base, timeout=2 * PATIENCE_S) as http:
+        made = (await http.post("/sessions", json={"input": "go", "session_id": "s"})).json()
+        before = parse((await http.get("/sessions/s/events", params={"after": made["cursor"]})).content)
+        server.kill()
+        server.start()
+        again = await http.post("/sessions/s/turns", json={"input": "more"})
+        for _ in range(100):  # until the hub's connection is made anew
+            if again.status_code != 503:
+                break
+            await asyncio.sleep(0.05)
+            again = await http.post("/sessions/s/turns", json={"input": "more"})
+        assert again.status_code == 202, again.text
+        assert again.json()["turn"] == 2
+        seen = parse((await http.get("/sessions/s/events", params={"after": before[-1].id})).content)
+    assert seen[0].data["status"] == "other_epoch"
+    assert [frame.data["text"] for frame in seen if frame.event == "completion"] == ["answer 1", "answer 2"]
+    assert [frame.data["seq"] for frame in seen[1:]] == list(range(1, len(seen)))

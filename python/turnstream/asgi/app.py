@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
@@ -254,7 +255,10 @@ class App:
         new = session_id is None or not await self.knows(session_id)
         session = await self.hub.asession(session_id)
         try:
-            return session, await self.start(session, body)
+            started = await self.start(session, body)
+            if not started["cursor"].startswith(f"{session.epoch}."):
+                session = await self.hub.afind(session.id)
+            return session, started
         except BaseException:
             if new and session.head == 0:  # another request of that id may have begun meanwhile
                 await self.hub.adelete(session.id)
@@ -266,13 +270,17 @@ class App:
             raise HTTPError(501, "no_agent", "this server runs no agent")
         if self.streams.closing:
             raise HTTPError(503, "shutting_down", "the server is shutting down")
-        started = await self._runner.start(
-            session,
-            body["input"],
+        start = partial(
+            self._runner.start,
+            input=body["input"],
             client_id=text_field(body, "client_id"),
             metadata=metadata_field(body),
             principal=PRINCIPAL.get(),
         )
+        try:
+            started = await start(session)
+        except UnknownSession:  # its store has come back with less, or another life: what there is goes on
+            started = await start(await self.hub.afind(session.id))
         return started._asdict()
 
 

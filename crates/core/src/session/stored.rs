@@ -107,6 +107,21 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Of neighbours, at least one.
+    fn of(fence: u64, entries: &[Arc<Entry>]) -> Self {
+        let mut data = Vec::with_capacity(entries.iter().map(|entry| weight(entry)).sum::<usize>() + 64);
+        let mut ended = None;
+        for entry in entries {
+            entry.event.write_json(&mut data);
+            data.push(b'\n');
+            if matches!(entry.event.payload, Payload::Completion(_)) {
+                ended = Some(entry.event.seq);
+            }
+        }
+        let seq = |entry: Option<&Arc<Entry>>| entry.map_or(0, |entry| entry.event.seq);
+        Self { fence, first: seq(entries.first()), last: seq(entries.last()), ended, data }
+    }
+
     pub(super) fn append<'a>(&'a self, session: &'a str) -> Append<'a> {
         Append { session, fence: self.fence, first: self.first, last: self.last, ended: self.ended, data: &self.data }
     }
@@ -549,6 +564,12 @@ impl Session {
         if self.inner.lock().stored.as_ref().is_none_or(|stored| stored.fence.is_some()) {
             return Ok(());
         }
+        let known = self.position().head;
+        // Nothing is known here of a history that a claim would begin under an epoch that may have been used.
+        if keeper.store.forgets() && known == 0 && keeper.store.standing(self.id()) == Err(StoreError::Unknown) {
+            self.break_off();
+            return Err(SessionError::Unknown);
+        }
         let patience = Instant::now() + GIVEN_BACK;
         let claim = loop {
             match keeper.store.claim(self.id(), &keeper.owner, self.epoch(), keeper.options.lease) {
@@ -586,8 +607,15 @@ impl Session {
         };
         let lost = || {
             let _ = keeper.store.rename(self.id(), claim.fence, &hub::random_word(8));
+            if standing.head == 0 {
+                self.bring_back(keeper, claim.fence);
+            }
             give_up(SessionError::Unknown)
         };
+        // Nothing is left, and others may have written after us: what is known here is told under another epoch.
+        if keeper.store.forgets() && standing.head == 0 && known > 0 {
+            return lost();
+        }
         if standing.head < self.position().head {
             match self.extends(keeper, standing.head) {
                 Ok(true) => {}
@@ -625,6 +653,23 @@ impl Session {
         drop(role);
         self.queue_again(keeper); // what the store had lost
         Ok(())
+    }
+
+    /// Stores the log anew, as far as it is whole.
+    fn bring_back(&self, keeper: &Shared, fence: u64) {
+        let entries: Vec<_> = self.inner.lock().log.entries.iter().cloned().collect();
+        let mut next = 1;
+        for entries in entries.chunks(16 * BATCH_EVENTS) {
+            let batch = Batch::of(fence, entries);
+            let (first, last) = (batch.first, batch.last);
+            if first != next || last - first + 1 != entries.len() as u64 {
+                return;
+            }
+            if keeper.store.append(&[batch.append(self.id())]) != [Ok(last)] {
+                return;
+            }
+            next = last + 1;
+        }
     }
 
     /// Whether the log goes on from the store's event `head`: whether that is ours too.
@@ -708,17 +753,7 @@ impl Session {
         let entries: Vec<_> = stored.pending.iter().take(16 * BATCH_EVENTS).take_while(fits).cloned().collect();
         let entries = if entries.is_empty() { stored.pending.front().cloned().into_iter().collect() } else { entries };
         drop(inner);
-        let (first, last) = (entries.first()?.event.seq, entries.last()?.event.seq);
-        let mut data = Vec::with_capacity(bytes + 64);
-        let mut ended = None;
-        for entry in &entries {
-            entry.event.write_json(&mut data);
-            data.push(b'\n');
-            if matches!(entry.event.payload, Payload::Completion(_)) {
-                ended = Some(entry.event.seq);
-            }
-        }
-        Some(Batch { fence, first, last, ended, data })
+        if entries.is_empty() { None } else { Some(Batch::of(fence, &entries)) }
     }
 
     /// The store has answered.

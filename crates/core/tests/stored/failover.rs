@@ -64,7 +64,11 @@ impl LogStore for Server {
         let claim = life.0.claim(session, owner, epoch, lease)?;
         // What the contract asks of a server that forgets.
         let promoted = last.as_ref().is_some_and(|(writer, then)| writer != owner && *then != life.1);
-        let claim = if promoted { Claim { standing: life.0.rename(session, claim.fence, "other")?, ..claim } } else { claim };
+        let claim = if promoted {
+            Claim { standing: life.0.rename(session, claim.fence, &format!("life-{}-{}", life.1, claim.fence))?, ..claim }
+        } else {
+            claim
+        };
         *last = Some((owner.to_owned(), life.1));
         self.fences.lock().push(claim.fence);
         Ok(claim)
@@ -193,10 +197,12 @@ fn an_idle_writer_gives_the_store_its_end_again() {
         let turn = start(&session);
         say_all(&session, 0..5);
         end(&session, turn);
-        let head = session.position().head;
+        let lines = read_turn(&session);
         server.fail_over("s", keep);
-        until("it is sent again", || store.standing("s").is_ok_and(|standing| standing.head == head));
-        assert_eq!(here.find("s").unwrap().epoch(), session.epoch());
+        until("it is sent again", || store.standing("s").is_ok_and(|standing| standing.head == lines.len() as u64));
+        // Of a history that is gone, somebody else may have known a later end: its cursors are told so.
+        until("it is known", || here.find("s").is_ok_and(|found| (found.epoch() == session.epoch()) == (keep > 0)));
+        assert_eq!(read_turn(&open(&here)), lines);
         assert_eq!(start(&open(&here)), 2);
     }
 }
@@ -359,4 +365,61 @@ fn a_claim_on_its_way_back_refuses_nobody() {
     until("the end is stored", || store.standing("s").unwrap().ended > 0);
     assert_eq!(start(&other), 2);
     ending.join().unwrap();
+}
+
+/// Whatever a server does, in whatever order: a history is dense, each of its turns ends once, and no reader gets another event under
+/// a cursor that it has.
+#[test]
+fn a_server_that_fails_over_again_and_again() {
+    let (server, store) = server();
+    let hubs: Vec<_> = (0..3).map(|_| hub(&store, Duration::from_millis(150), Durability::Process)).collect();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let over = || stop.load(std::sync::atomic::Ordering::SeqCst);
+    let seen: Mutex<std::collections::HashMap<(String, u64), String>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for hub in &hubs {
+            scope.spawn(|| {
+                while !over() {
+                    let Ok(session) = hub.session(Some("s")) else { continue };
+                    let Ok(started) = session.start_turn(TurnOptions::default()) else { continue };
+                    for number in 0..20 {
+                        if say(&session, &format!("{number},")).is_err() {
+                            break;
+                        }
+                        session.flush();
+                    }
+                    session.end_turn(started.turn, turnstream_core::session::Ending::default());
+                }
+            });
+            scope.spawn(|| {
+                while !over() {
+                    let Ok(session) = hub.find("s") else { continue };
+                    let mut after = session.position().head.saturating_sub(5);
+                    let mut page = Vec::new();
+                    session.page(after, 64, usize::MAX, false, &mut page);
+                    for entry in page {
+                        after += 1;
+                        assert_eq!(entry.event.seq, after, "dense");
+                        let key = (session.epoch().to_string(), after);
+                        let line = entry.event.to_json();
+                        assert_eq!(*seen.lock().entry(key).or_insert_with(|| line.clone()), line, "a cursor means one event");
+                    }
+                }
+            });
+        }
+        for round in 0..30_u64 {
+            std::thread::sleep(Duration::from_millis(20 + round * 7 % 40)); // the time between two accidents
+            let head = store.standing("s").map_or(0, |standing| standing.head);
+            server.fail_over("s", if round % 7 == 6 { 0 } else { head.saturating_sub(round * 5 % 23) });
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    drop(hubs);
+    let last = hub(&store, LEASE, Durability::Process);
+    until("the last turn is ended", || last.find("s").is_ok_and(|session| session.result().is_some()));
+    let session = last.find("s").unwrap();
+    let lines = read_until(&session, None, Follow::None, |_| false);
+    let ends: Vec<_> = kinds(&lines).into_iter().filter(|kind| kind == "turn_start" || kind == "completion").collect();
+    assert!(ends.chunks(2).all(|pair| pair == ["turn_start", "completion"]), "{ends:?}");
 }
