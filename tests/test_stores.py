@@ -418,9 +418,11 @@ def workers(command: list[str], **options: Any) -> Iterator[str]:
                 break
         with ThreadPoolExecutor(1) as pool:
             draining = pool.submit(server.stderr.read)  # a full pipe would stop it
-            yield url
-            os.killpg(server.pid, signal.SIGKILL)
-            draining.result(PATIENCE_S)
+            try:
+                yield url
+            finally:
+                os.killpg(server.pid, signal.SIGKILL)  # or the pipe stays open, and the pool waits for it
+                draining.result(PATIENCE_S)
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # the workers have their own
