@@ -61,7 +61,8 @@ pub fn store(error: &StoreError) -> PyErr {
         StoreError::Unknown => "UnknownSession",
         StoreError::Forked => "ForkedProcess",
         StoreError::Sealed => "SessionClosed",
-        StoreError::Io(_) | StoreError::NotNext { .. } => "StoreError",
+        StoreError::Io(_) => "StoreIO",
+        StoreError::NotNext { .. } => "StoreError",
     };
     raise(name, error)
 }

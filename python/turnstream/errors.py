@@ -28,6 +28,7 @@ __all__ = [
     "StoreCorrupt",
     "StoreError",
     "StoreFull",
+    "StoreIO",
     "StoreReadOnly",
     "StoreUnavailable",
     "StreamTimeout",
@@ -151,6 +152,12 @@ class StoreFull(StoreError):
     """The store has no room: the disk's, or its own limit's."""
 
     code = "store_full"
+
+
+class StoreIO(StoreError):
+    """The store's device fails."""
+
+    code = "store_io"
 
 
 class StoreReadOnly(StoreError):
