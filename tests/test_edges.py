@@ -799,5 +799,16 @@ async def test_edge_64_no_follow_ends_and_who_joins_in_the_middle_gets_the_begin
         assert joined[1].event == "snapshot"
         assert (message["message_id"], message["done"]) == ("m1", False)
         assert message["text"] + text(joined) == "".join(WORDS[:20])
+        # In another format the segment is opened anew under its own id, told so far, and goes on.
+        query = {"format": "ag-ui", "follow": "none", "after": f"{session.epoch}.{session.head - 1}"}
+        part = await client.http.get(f"{client.base}/sessions/s/events", params=query)
+        turn.emit("text_delta", {"message_id": "m1", "text": "more"})
+    said = [json.loads(line[6:]) for line in part.text.splitlines() if line.startswith("data: ")]
+    told = [each for each in said if each["type"].startswith("TEXT_MESSAGE")]
+    assert {each["messageId"] for each in told} == {"m1"}
+    assert [each["type"] for each in told[:2]] == ["TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT"]
+    assert "".join(each.get("delta", "") for each in told) == "".join(WORDS[:20])
     seen = await client.events(follow="none")
-    assert seen[-1].event == "completion"
+    assert (kinds(seen)[1], seen[-1].event) == ("snapshot", "completion")
+    whole = finished(client.hub, "whole", words=["a"])
+    assert is_whole(await client.events("whole", follow="none"), whole)

@@ -57,6 +57,29 @@ def test_the_npm_eventsource_gets_each_event_once_in_order(url: str) -> None:
             assert seen["opens"] > 1, "it was never cut"
 
 
+@pytest.mark.timeout(120)
+def test_a_run_that_goes_on_comes_once_in_order_too(serve: Callable[..., str]) -> None:
+    """The words come while the connections are cut; the run outlasts most of them."""
+    hub = ts.Hub()
+    session = hub.session("s")
+    url = serve(ts.asgi.app(hub, retry_ms=5))
+
+    def say() -> None:
+        with session.turn("say it") as turn:
+            for word in WORDS:
+                turn.emit("text_delta", {"message_id": "m1", "text": word})
+                paced.wait(0.02)
+
+    paced, speaking = threading.Event(), threading.Thread(target=say)
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(cutting(url, seed, most=2000)) for seed in SEEDS]
+        speaking.start()
+        for seen in node("eventsource.mjs", *(proxy + EXACT for proxy in proxies), timeout_s=60):
+            _whole(seen)
+            assert seen["opens"] > 1, "it was never cut"
+    speaking.join()
+
+
 @pytest.mark.chromium
 @pytest.mark.timeout(120)
 def test_chromiums_own_eventsource_gets_each_event_once_in_order(url: str) -> None:

@@ -171,6 +171,8 @@ def test_openapi_describes_every_route() -> None:
     events = schema["paths"]["/api/sessions/{session_id}/events"]["get"]
     assert set(events["responses"]["200"]["content"]) == {"text/event-stream", "application/x-ndjson"}
     assert "204" in events["responses"]
+    started = schema["paths"]["/api/sessions/{session_id}/turns"]["post"]
+    assert [parameter["name"] for parameter in started["parameters"]] == ["session_id", "Idempotency-Key"]
     assert "list_sessions" not in str(application(ts.Hub()).openapi())
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,15 @@ ENDS: list[tuple[str, str, dict[str, Any] | None, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("server", sorted(COMMANDS))
+@pytest.mark.parametrize("server", [*COMMANDS, "nginx"])
 async def test_a_stop_is_told_to_each_in_its_own_words(tmp_path: Path, server: str) -> None:
-    async with (
-        serving(tmp_path, server) as (base, process),
-        httpx.AsyncClient(base_url=base, timeout=PATIENCE_S) as http,
-    ):
+    async with AsyncExitStack() as stack:
+        base, process = await stack.enter_async_context(serving(tmp_path, "uvicorn" if server == "nginx" else server))
+        if server == "nginx":
+            port = stack.enter_context(nginx(tmp_path, base))
+            await listening(port)
+            base = f"http://127.0.0.1:{port}"
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=PATIENCE_S))
         await http.post("/sessions", json={"session_id": "idle"})
         await http.post("/sessions", json={"session_id": "s", "input": "wait"})
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -385,6 +386,23 @@ async def test_a_stall_is_said_and_heartbeats_do_not_feed_it(
     assert len(before) > 2
     assert before == sorted(before)
     assert before[-1] >= 0.2
+
+
+@pytest.mark.parametrize("format", ["sse", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"])
+async def test_a_heartbeat_says_the_age_in_every_format(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, format: str
+) -> None:
+    base = serve(app(hub, heartbeat_s=0.05))
+    with hub.session("s").turn("go") as turn:
+        turn.emit("text_delta", message_id="m", text="one")
+        async with http.stream("GET", f"{base}/sessions/s/events", params={"format": format}) as response:
+            body, ages = b"", list[bytes]()
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(ages := re.findall(rb"\n: heartbeat progress_age_s=([0-9.]+)\n", body)) >= 4:
+                    break
+    assert [float(age) for age in ages] == sorted(map(float, ages))
+    assert float(ages[-1]) > 0
 
 
 async def test_no_age_between_turns(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:

@@ -60,6 +60,28 @@ async def test_edge_51_pages_skip_and_repeat_nothing(
     assert again == {"events": [], "cursor": cursor, "status": "finished", "more": False, "ended": True}
 
 
+async def test_an_answer_has_a_length(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One event at least, however long; the next poll goes on behind what was told."""
+    monkeypatch.setattr("turnstream.asgi.poll.MAX_BYTES", 20_000)
+    session = hub.session("s")
+    with session.turn("go") as turn:
+        for number in range(20):
+            turn.emit("custom", name="part", data=[number, "x" * (5_000 if number % 7 else 50_000)])
+    base = serve(app(hub))
+    cursor, seen, pages, ended = f"{session.epoch}.0", list[int](), 0, False
+    while not ended:
+        response = await http.get(f"{base}/sessions/s/poll", params={"after": cursor, "wait_s": 0})
+        page = response.json()
+        assert len(page["events"]) == 1 or len(response.content) < 21_000
+        seen += seqs(page)
+        cursor, ended, pages = page["cursor"], page["ended"], pages + 1
+        assert page["more"] != ended
+    assert seen == list(range(1, session.head + 1))
+    assert pages > 6
+
+
 async def test_a_poll_waits_for_the_first_event_and_no_longer(
     serve: Serve, hub: ts.Hub, http: httpx.AsyncClient
 ) -> None:

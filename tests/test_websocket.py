@@ -150,6 +150,7 @@ async def test_the_cursor_moves_in_mid_run(serve: Serve, hub: ts.Hub) -> None:
         ('{"type":"cursor","follow":"me"}', "bad_query"),
         ('{"type":"cancel"}', "turn_ended"),
         ("[" * 100_000, "bad_json"),
+        ('{"type":"input","input":' + "[" * 100 + "]" * 100 + "}", "too_deep"),
     ],
 )
 async def test_what_is_wrong_is_said_and_the_socket_lives(serve: Serve, hub: ts.Hub, sent: str, code: str) -> None:
@@ -215,6 +216,13 @@ async def test_a_refused_handshake_says_why(serve: Serve, hub: ts.Hub) -> None:
     assert await refused(base, "/sessions/s/ws?after=x") == (400, "malformed_cursor")
     assert await refused(base, "/sessions/s/ws?follow=x") == (400, "bad_query")
     assert await refused(base, "/sessions/s/events") == (404, "not_found")
+    small = ts.Hub(limits=ts.Limits(max_events=10))
+    session = finished(small)
+    path = f"/sessions/s/ws?after={session.epoch}.1"
+    base = serve(app(small))
+    assert await refused(base, f"{path}&on_trim=fail") == (410, "cursor_expired")
+    async with socket(base, f"{path}&follow=none") as client:
+        assert [frame["type"] for frame in await rest(client)][:2] == ["stream_open", "snapshot"]
 
 
 async def test_a_page_of_another_origin_opens_no_socket(serve: Serve, hub: ts.Hub) -> None:

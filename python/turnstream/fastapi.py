@@ -148,6 +148,7 @@ _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "chat_completions": ({"model": _TEXT, "messages": {"type": "array"}, "stream": {"type": "boolean"}}, _CHAT),
     "create_response": ({"model": _TEXT, "input": _ANY, "stream": {"type": "boolean"}}, ["model", "input"]),
 }
+_REPEATABLE = {"create", "start_turn", "ai_sdk", "chat_completions", "create_response"}
 _ERRORS = {
     400: "malformed JSON, query or cursor",
     401: "the auth hook knows nobody",
@@ -164,16 +165,16 @@ _ERRORS_OF = {
     "create": (400, 409, 413, 422, 503),
     "start_turn": (400, 404, 409, 413, 422, 503),
     "events": (400, 404, 410, 429),
-    "poll": (400, 404, 410),
-    "chat_completions": (400, 413),
-    "create_response": (400, 404, 409, 413),
+    "poll": (400, 404, 410, 429),
+    "chat_completions": (400, 409, 413, 422, 429, 503),
+    "create_response": (400, 404, 409, 413, 422, 429, 503),
     "retrieve_response": (400, 404),
     "models": (),
     "cancel": (400, 404, 409, 413, 422),
     "list_sessions": (),
-    "ai_sdk": (400, 409, 413, 422),
-    "ai_sdk_stream": (),
-    "ag_ui": (400, 409, 413, 422),
+    "ai_sdk": (400, 409, 413, 422, 429, 503),
+    "ai_sdk_stream": (429,),
+    "ag_ui": (400, 409, 413, 422, 429, 503),
 }
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -233,6 +234,9 @@ def _openapi(route: Route) -> dict[str, Any]:
             found["parameters"].append({"name": name, "in": "query", "schema": _QUERY[name] | default})
         if "after" in _QUERIED[route.name]:
             found["parameters"].append({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}})
+    if route.name in _REPEATABLE:
+        key = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 256}}
+        found["parameters"].append(key | {"description": "a client_id, where the body has none"})
     if route.name in _BODIES:
         properties, required = _BODIES[route.name]
         schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})

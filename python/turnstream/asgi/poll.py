@@ -9,10 +9,11 @@ has left when no other follows within LINGER_S.
 """
 
 import asyncio
+from itertools import accumulate
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from turnstream._native import Event, Reader, Session
+from turnstream._native import Event, Gap, Reader, Session, Snapshot
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send
 from turnstream.asgi.route import Route
 from turnstream.asgi.stream import StreamQuery
@@ -32,6 +33,9 @@ LINGER_S = 5.0
 
 MAX_EVENTS = 1000
 """The most events of one answer."""
+
+MAX_BYTES = 4 << 20
+"""About the longest answer: it is held whole, for each client that takes its time."""
 
 
 class Poll:
@@ -74,9 +78,26 @@ class Poll:
             more = cursor != self._session.cursor  # what has left the memory is on its way from the store
         except StopAsyncIteration:
             more, ended = False, not self._streams.closing
-        listed = ",".join(event.json() for event in events)
+        texts = [event.json() for event in events]
+        if (taken := _fitting(texts)) < len(texts):
+            cursor, more, ended = f"{self._session.epoch}.{_seq(events[taken - 1])}", True, False
         flags = f'"status":"{reader.status}","more":{_json(more)},"ended":{_json(ended)}'
-        return f'{{"events":[{listed}],"cursor":"{cursor}",{flags}}}'
+        return f'{{"events":[{",".join(texts[:taken])}],"cursor":"{cursor}",{flags}}}'
+
+
+def _fitting(texts: list[str]) -> int:
+    """How many of these an answer holds: one, however long it is."""
+    return max(1, sum(size <= MAX_BYTES for size in accumulate(map(len, texts))))
+
+
+def _seq(event: Event) -> int | None:
+    """How far who has this event has come."""
+    match event:
+        case Snapshot(head=head):
+            return head
+        case Gap(last=last):
+            return last
+    return event.seq
 
 
 def _json(flag: bool) -> str:

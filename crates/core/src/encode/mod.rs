@@ -71,9 +71,9 @@ pub trait Encoder: fmt::Debug + Send {
     /// Says that the stream lives: a comment, without a blank line where an id may have been sent.
     fn heartbeat(&mut self, out: &mut Vec<u8>);
 
-    /// The same where a turn runs that has said nothing for `silent`: for formats that can say so.
-    fn heartbeat_of_turn(&mut self, _silent: Duration, out: &mut Vec<u8>) {
-        self.heartbeat(out);
+    /// The same where a turn runs that has said nothing for `silent`, which server-sent events say in the comment.
+    fn heartbeat_of_turn(&mut self, silent: Duration, out: &mut Vec<u8>) {
+        sse::write_heartbeat(out, silent);
     }
 
     /// The server ends the stream before its end: says so, and why, in the formats that have a word for it.

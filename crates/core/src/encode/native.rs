@@ -85,10 +85,8 @@ impl Encoder for Native {
 
     fn heartbeat_of_turn(&mut self, silent: Duration, out: &mut Vec<u8>) {
         match self.framing {
-            Framing::Sse => {
-                let _ = writeln!(out, ": heartbeat progress_age_s={:.1}", silent.as_secs_f64());
-            }
-            Framing::Ndjson => out.push(b'\n'),
+            Framing::Sse => sse::write_heartbeat(out, silent),
+            Framing::Ndjson => self.heartbeat(out),
         }
     }
 

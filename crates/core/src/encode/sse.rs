@@ -4,6 +4,9 @@
 //! breaks in data having become LF; 2. nothing that a caller passes can begin a field or a frame of its own; 3. what
 //! is refused has written nothing.
 
+use std::io::Write as _;
+use std::time::Duration;
+
 use memchr::{memchr2, memchr3};
 
 /// Text that no field of the format can carry.
@@ -39,6 +42,12 @@ pub fn write_frame(out: &mut Vec<u8>, id: Option<&str>, event: Option<&str>, dat
 pub fn write_comment(out: &mut Vec<u8>, text: &str) {
     write_lines(out, "", text.as_bytes());
     out.push(b'\n');
+}
+
+/// Writes the comment by which a stream lives, and since when the turn has said nothing. No blank line: some clients take
+/// one after an id for an empty event.
+pub fn write_heartbeat(out: &mut Vec<u8>, silent: Duration) {
+    let _ = writeln!(out, ": heartbeat progress_age_s={:.1}", silent.as_secs_f64());
 }
 
 /// Writes how long a reader waits before it reconnects. Belongs before a frame, and becomes part of it.
