@@ -183,6 +183,63 @@ async def test_the_sdk_streams_a_chat(serve: Serve, hub: ts.Hub) -> None:
     assert await asyncio.to_thread(blocked) == ANSWER
 
 
+async def test_what_a_chat_asks_beside_its_messages(serve: Serve, hub: ts.Hub) -> None:
+    def choosing(turn: ts.Turn) -> None:
+        for choice in range(turn.input.get("n", 1)):
+            turn.emit("message_start", message_id=f"m{choice}", choice=choice)
+            turn.emit("text_delta", message_id=f"m{choice}", text=f"answer {choice}")
+            turn.emit("refusal_delta", message_id=f"m{choice}", text="but no more")
+        turn.emit("usage", input_tokens=3, output_tokens=4, reasoning_tokens=1)
+
+    async with client(serve(app(hub, choosing))) as api:
+        # The agent's to mind: the server refuses none of it.
+        ignored: Body = {"seed": 7, "store": False, "modalities": ["text"], "logit_bias": {"1": 2}, "user": "u"}
+        whole = await api.chat.completions.create(**chat("x", n=2, **ignored))
+        assert [choice.message.content for choice in whole.choices] == ["answer 0", "answer 1"]
+        assert whole.choices[0].message.refusal == "but no more"
+        for asked_for in (True, False):
+            options = {"include_usage": asked_for}
+            stream = await api.chat.completions.create(**chat("x", n=2, stream_options=options), stream=True)
+            chunks = [chunk async for chunk in stream]
+            assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - asked_for) + [
+                True
+            ] * asked_for
+            if asked_for:
+                assert chunks[-1].usage.completion_tokens_details.reasoning_tokens == 1
+            ends = [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+            assert [choice.index for choice in ends] == [0, 1], "each choice ends once"
+            refusals = [choice.delta.refusal or "" for chunk in chunks for choice in chunk.choices if choice.index == 1]
+            assert "".join(refusals) == "but no more"
+        wrongs: list[Body] = [{"n": "two"}, {"stream_options": []}]
+        for wrong in wrongs:
+            with pytest.raises(openai.BadRequestError) as refused:
+                await api.chat.completions.create(**chat("x", **wrong))
+            assert (refused.value.code, refused.value.param) == ("invalid_value", next(iter(wrong)))
+
+
+async def test_the_sdks_errors_are_typed(serve: Serve, hub: ts.Hub) -> None:
+    async with client(serve(app(hub, agent))) as api:
+        unknown = "resp_nobody_abc_7"
+        for call in (
+            api.responses.retrieve(unknown),
+            api.responses.cancel(unknown),
+            api.responses.create(**asked("answer"), previous_response_id=unknown),
+            api.responses.retrieve(unknown, stream=True, starting_after=3),
+        ):
+            with pytest.raises(openai.NotFoundError) as missing:
+                await call
+            assert missing.value.code == "not_found"
+        first = await api.responses.create(**asked("answer"), background=True, store=True)
+        await until(lambda: hub.sessions()[0].status()["state"] == "completed")
+        everything = [event async for event in await api.responses.retrieve(first.id, stream=True)]
+        # Past the last number there is nothing, and it is no error.
+        last = everything[-1].sequence_number
+        rest = await api.responses.retrieve(first.id, stream=True, starting_after=last)
+        assert [event async for event in rest] == []
+        middle = await api.responses.retrieve(first.id, stream=True, starting_after=last // 2)
+        assert [event async for event in middle] == everything[last // 2 + 1 :]
+
+
 async def test_a_chat_that_fails_says_so(serve: Serve, hub: ts.Hub) -> None:
     base, shown = serve(app(hub, agent)), ""
     async with client(base) as api:

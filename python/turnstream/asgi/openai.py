@@ -137,6 +137,7 @@ async def _read(request: Request, content: str, kinds: type | tuple[type, ...]) 
         "previous_response_id": (str, False),
         "tools": (list, False),
         "stream_options": (dict, False),
+        "n": (int, False),
     }
     for name, (kind, required) in checks.items():
         value = body.get(name)

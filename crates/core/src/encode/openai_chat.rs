@@ -10,7 +10,7 @@
 
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
+use super::openai::{Phase, Request, free_id, usage, whole_arguments, whole_name};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Completion, Event, FinishReason, Id, Json, Payload, Status, Text};
@@ -22,6 +22,7 @@ use crate::session::Session;
 struct Call {
     round: u32,
     id: Id,
+    wire_id: Text,
     message_id: Option<Id>,
     name: Text,
     arguments: String,
@@ -93,7 +94,7 @@ impl Chat {
             if choice.calls.iter().any(|call| !call.withdrawn) {
                 let calls = choice.calls.iter().filter(|call| !call.withdrawn).map(|call| {
                     let function = json!({ "name": call.name.as_str(), "arguments": call.arguments });
-                    json!({ "id": &*call.id, "type": "function", "function": function })
+                    json!({ "id": call.wire_id.as_str(), "type": "function", "function": function })
                 });
                 message["tool_calls"] = calls.collect();
             }
@@ -273,11 +274,12 @@ impl Chat {
         self.begin(at, out);
         let name = whole_name(name);
         let index = self.choices[at].calls.len();
+        let wire_id = free_id(id, |id| self.choices[at].calls.iter().any(|call| *call.wire_id == *id));
         self.chunk(at, out, |out| {
             out.extend_from_slice(br#""tool_calls":[{"index":"#);
             write_u64(out, index as u64);
             out.extend_from_slice(br#","id":"#);
-            write_str(out, id);
+            write_str(out, &wire_id);
             out.extend_from_slice(br#","type":"function","function":{"name":"#);
             write_str(out, &name);
             out.extend_from_slice(br#","arguments":""}}]"#);
@@ -286,6 +288,7 @@ impl Chat {
         self.choices[at].calls.push(Call {
             round,
             id,
+            wire_id,
             message_id,
             name,
             arguments: String::new(),

@@ -12,7 +12,7 @@
 
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
+use super::openai::{Phase, Request, free_id, usage, whole_arguments, whole_name};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, Completion, Event, FinishReason, Id, Json, Kind, Payload, Status, Text};
@@ -47,6 +47,7 @@ enum Content {
 struct Call {
     round: u32,
     id: Id,
+    wire_id: Text,
     name: Text,
     arguments: String,
     whole: bool,
@@ -394,7 +395,9 @@ impl Responses {
         let clients = self.request.is_the_clients(kind, name);
         let server = (!clients).then(|| if kind == Kind::Client { "agent" } else { kind.as_str() });
         let (id, name) = (call_id.clone(), whole_name(name));
-        let call = Call { round, id, name, arguments: String::new(), whole: false, server, output: None };
+        let taken = |id: &str| self.items.iter().any(|item| matches!(&item.content, Content::Call(call) if *call.wire_id == *id));
+        let wire_id = free_id(&id, taken);
+        let call = Call { round, id, wire_id, name, arguments: String::new(), whole: false, server, output: None };
         let at = self.add(if clients { "fc" } else { "mcp" }, message, Content::Call(call), out);
         if !clients {
             self.emit("response.mcp_call.in_progress", out, |this, out| this.write_place(at, out));
@@ -652,7 +655,7 @@ impl Item {
                 });
                 let Some(server) = call.server else {
                     json["type"] = "function_call".into();
-                    json["call_id"] = (&*call.id).into();
+                    json["call_id"] = call.wire_id.as_str().into();
                     return json;
                 };
                 json["type"] = "mcp_call".into();
