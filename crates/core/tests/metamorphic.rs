@@ -19,7 +19,7 @@ use turnstream_core::provider::{Normalizer, Options, READER_ERRORS};
 /// Stands in every name and value that a variant makes up.
 const MADE_UP: &str = "x_made_up";
 /// Longest recording that is told in every way; of a longer one, as much.
-const LONGEST: usize = 48 << 10;
+const LONGEST: usize = 24 << 10;
 
 // --- JSON as it is written ----------------------------------------------------------------------------------------------
 
