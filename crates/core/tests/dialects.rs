@@ -333,6 +333,17 @@ fn a_type_may_stand_in_the_name_of_the_event_alone() {
         .concat(),
     );
     assert_eq!((provider, &*message(&events).text, message(&events).finish_reason.as_str()), ("openai-responses", "Hi", "stop"));
+    let event = |name: &str, data: &str| format!("event: {name}\ndata: {data}\n\n");
+    let (provider, events) = read(
+        &[
+            event("message_start", r#"{"message":{"id":"m","content":[]}}"#),
+            event("content_block_delta", r#"{"index":0,"delta":{"type":"text_delta","text":"Hi"}}"#),
+            event("message_delta", r#"{"delta":{"stop_reason":"end_turn"}}"#),
+            event("message_stop", "{}"),
+        ]
+        .concat(),
+    );
+    assert_eq!((provider, &*message(&events).text, message(&events).finish_reason.as_str()), ("anthropic", "Hi", "stop"));
 }
 
 // --- the others ----------------------------------------------------------------------------------------------------------
