@@ -333,6 +333,17 @@ fn a_type_may_stand_in_the_name_of_the_event_alone() {
         .concat(),
     );
     assert_eq!((provider, &*message(&events).text, message(&events).finish_reason.as_str()), ("openai-responses", "Hi", "stop"));
+    let event = |name: &str, data: &str| format!("event: {name}\ndata: {data}\n\n");
+    let (provider, events) = read(
+        &[
+            event("message_start", r#"{"message":{"id":"m","content":[]}}"#),
+            event("content_block_delta", r#"{"index":0,"delta":{"type":"text_delta","text":"Hi"}}"#),
+            event("message_delta", r#"{"delta":{"stop_reason":"end_turn"}}"#),
+            event("message_stop", "{}"),
+        ]
+        .concat(),
+    );
+    assert_eq!((provider, &*message(&events).text, message(&events).finish_reason.as_str()), ("anthropic", "Hi", "stop"));
 }
 
 // --- the others ----------------------------------------------------------------------------------------------------------
@@ -498,4 +509,45 @@ fn what_is_nobodys_is_refused_before_any_event() {
     let body = sse(&[r#"{"type":"conversation.response.started"}"#, r#"{"type":"message.output.delta","content":"Hi"}"#]);
     assert!(normalizer.feed(body.as_bytes()).and_then(|()| normalizer.finish()).is_err());
     assert_eq!(normalizer.drain().count(), 0);
+}
+
+#[test]
+fn realtime_says_at_the_end_what_its_pieces_left_out() {
+    let event = |kind: &str, rest: &str| format!(r#"{{"type":"response.{kind}","event_id":"e",{rest}}}"#);
+    let created = event("created", r#""response":{"object":"realtime.response","id":"r"}"#);
+    let done = |output: &str| {
+        event(
+            "done",
+            &format!(r#""response":{{"object":"realtime.response","id":"r","status":"completed","output":[{output}]}}"#),
+        )
+    };
+    let text = r#"{"id":"i","type":"message","content":[{"type":"text","text":"Hello"}]}"#;
+    let call = r#"{"id":"j","type":"function_call","call_id":"c","name":"f","arguments":"{}"}"#;
+    let (provider, events) = read(&sse(&[
+        created.clone(),
+        event("output_text.delta", r#""output_index":0,"content_index":0,"delta":"Hel""#),
+        event("output_text.done", r#""output_index":0,"content_index":0,"text":"Hello""#),
+        done(text),
+    ]));
+    assert_eq!((provider, &*message(&events).text), ("realtime", "Hello"));
+    let (_, events) = read(&sse(&[created, done(&format!("{text},{call}"))]));
+    assert_eq!((&*message(&events).text, &*all!(events, ToolCall)[0].call_id), ("Hello", "c"));
+}
+
+#[test]
+fn smaller_formats_lose_nothing_and_pass_over_what_is_empty() {
+    let (provider, events) = read(&sse(&[
+        "{}",
+        r#"{"model_id":"m","results":[{"generated_text":"Hi","generated_token_count":1,"input_token_count":5,"stop_reason":"max_tokens"}]}"#,
+    ]));
+    assert_eq!((provider, &*message(&events).text, all!(events, ProviderEvent).len()), ("watsonx", "Hi", 0));
+    let (_, events) = read(&sse(&[
+        r#"{"type":"transcript.text.delta","delta":"Hi","logprobs":[{"token":"Hi"}]}"#,
+        r#"{"type":"transcript.text.done","text":"Hi"}"#,
+    ]));
+    assert_eq!(passed(&events, "logprobs"), [r#"[{"token":"Hi"}]"#]);
+    let (_, events) = read(
+        "event: output\ndata: Hi\n\nevent: error\ndata: {\"detail\":\"broke\"}\n\nevent: done\ndata: {\"reason\":\"error\"}\n\n",
+    );
+    assert_eq!((&*message(&events).text, &*all!(events, Error)[0].message, all!(events, Error).len()), ("Hi", "broke", 1));
 }

@@ -19,7 +19,7 @@ use turnstream_core::provider::{Normalizer, Options, READER_ERRORS};
 /// Stands in every name and value that a variant makes up.
 const MADE_UP: &str = "x_made_up";
 /// Longest recording that is told in every way; of a longer one, as much.
-const LONGEST: usize = 48 << 10;
+const LONGEST: usize = 24 << 10;
 
 // --- JSON as it is written ----------------------------------------------------------------------------------------------
 
@@ -73,7 +73,11 @@ impl Tree {
     }
 
     fn write(&self, how: How, out: &mut String) {
-        let gap = if how == How::Spread { " \t" } else { "" };
+        let gap = match how {
+            How::Spread => " \t",
+            How::Lines => "\n  ",
+            How::Plain | How::Escaped => "",
+        };
         match self {
             Self::Plain(text) => out.push_str(text),
             Self::Text(text) => write_text(text, how, out),
@@ -127,6 +131,8 @@ enum How {
     Plain,
     /// Blanks wherever they may stand.
     Spread,
+    /// Over many lines.
+    Lines,
     /// `\uXXXX` for every character that is not ASCII, and for every other one that is.
     Escaped,
 }
@@ -243,7 +249,8 @@ impl Stream {
                     if let (Some(name), true) = (name, names) {
                         write!(out, "event: {name}{line_end}").expect("a string");
                     }
-                    write!(out, "data: {}{line_end}", tree.to_text(how)).expect("a string");
+                    let data = tree.to_text(how).replace('\n', &format!("{line_end}data: "));
+                    write!(out, "data: {data}{line_end}").expect("a string");
                     out.push_str(if ended || at < last { line_end } else { "" });
                 }
                 (_, Piece::Other(text)) => out.push_str(&text.replace('\n', line_end)),
@@ -469,6 +476,11 @@ fn no_end_of_the_last_frame() {
 #[test]
 fn blanks_in_the_json() {
     says_the_same(|_, stream| Some(stream.write(Framing { how: How::Spread, ..AS_IT_IS })));
+}
+
+#[test]
+fn json_over_many_lines() {
+    says_the_same(|_, stream| Some(stream.write(Framing { how: How::Lines, ..AS_IT_IS })));
 }
 
 #[test]

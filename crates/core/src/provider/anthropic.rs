@@ -44,7 +44,8 @@ object! {
 /// Whether a frame is of this format.
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
-    match &*object.text("type") {
+    let kind = object.text("type");
+    match if kind.is_empty() { frame.event } else { &*kind } {
         "message_start"
         | "message_delta"
         | "message_stop"
@@ -100,7 +101,8 @@ impl Provider for Anthropic {
             Err(error) => return Err(error.into()),
         };
         let index = head.index.0.unwrap_or(0);
-        match head.kind.as_str() {
+        // A body without a type has its name before it, if anywhere.
+        match if head.kind.is_empty() { frame.event } else { head.kind.as_str() } {
             "content_block_delta" if head.delta.here => self.delta(index, &head, frame, out)?,
             "content_block_start" => match Object::parse(frame.data)?.raw("content_block") {
                 Some(block) => self.block_start(index, block, true, out)?,
@@ -125,7 +127,7 @@ impl Provider for Anthropic {
                 self.message_stop(out);
                 return started;
             }
-            kind => return other(kind, frame, out),
+            _ => return other(head.kind.as_str(), frame, out),
         }
         let mut beside = head.others.iter().filter(|(name, _)| !matches!(&**name, "message" | "content_block"));
         beside.try_for_each(|(name, raw)| pass(name, raw, out))

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::assemble::{Assembler, UsageCounts};
 use super::fault;
-use super::lax::{Content, Count, List, Others, Word, object, text_of};
+use super::lax::{Content, Count, List, Others, Word, is_nothing, object, text_of};
 use super::wire::{Latest, Object};
 use super::{Malformed, Piece, Provider};
 use crate::event::{Citation, File, FinishReason, Id, Json, Kind};
@@ -665,7 +665,7 @@ fn odd(event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
         || (odd.message.is_some() && (!odd.code.is_empty() || kind.contains("error") || (kind.is_empty() && object.is_empty())));
     if is_error || odd.errors.here {
         fault::report(odd.errors.items.first().copied().unwrap_or(raw), "error", out);
-    } else if !object.starts_with("chat.completion") {
+    } else if !object.starts_with("chat.completion") && !is_nothing(raw) {
         let name = [event, kind, object].into_iter().find(|name| !name.is_empty());
         out.unknown(name.unwrap_or("chunk"), Json::from_raw(raw).ok());
     }

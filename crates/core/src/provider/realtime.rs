@@ -7,25 +7,24 @@
 //! Format: <https://platform.openai.com/docs/api-reference/realtime-server-events>
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::lax::{Count, Word};
+use super::lax::{Count, Word, object};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Piece, Provider, UsageCounts, fault};
 use crate::event::{FinishReason, Json, Kind};
 use crate::frame::Frame;
 
-/// What a delta needs.
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(rename = "type", borrow, default)]
-    kind: Word<'a>,
-    #[serde(default)]
-    output_index: Count,
-    #[serde(borrow, default)]
-    delta: Word<'a>,
+object! {
+    /// What a delta needs.
+    Head<'a> {
+        kind: Word<'a> = "type",
+        output_index: Count = "output_index",
+        content_index: Count = "content_index",
+        delta: Word<'a> = "delta",
+    } skip { "event_id" "response_id" "item_id" "obfuscation" }
 }
 
 /// The one message of a response.
@@ -57,7 +56,12 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
 
 /// The state machine.
 #[derive(Default)]
-pub(super) struct Realtime;
+pub(super) struct Realtime {
+    /// The part whose text comes (its item and its own number), and where in the message's text it begins.
+    part: Option<((u64, u64), usize)>,
+    /// The items whose call has begun.
+    called: HashSet<u64>,
+}
 
 impl Provider for Realtime {
     fn frame(&mut self, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
@@ -68,15 +72,16 @@ impl Provider for Realtime {
             | "response.text.delta"
             | "response.output_audio_transcript.delta"
             | "response.audio_transcript.delta" => {
+                self.part_begins((index, head.content_index.0.unwrap_or(0)), out);
                 out.text(MESSAGE, head.delta.as_str());
-                if let Some(Cow::Borrowed(text)) = head.delta.0 {
+                if let (Some(Cow::Borrowed(text)), true) = (&head.delta.0, head.others.is_empty()) {
                     out.echo(Piece::Text(MESSAGE), text);
                 }
             }
             "response.function_call_arguments.delta" if !head.delta.is_empty() => out.arguments(index, head.delta.as_str()),
-            kind => return seldom(kind, index, frame, out),
+            kind => return self.seldom(kind, (index, head.content_index.0.unwrap_or(0)), frame, out),
         }
-        Ok(())
+        head.others.iter().try_for_each(|(name, raw)| pass(name, raw, out))
     }
 
     fn noise(&self) -> &'static [&'static str] {
@@ -86,69 +91,115 @@ impl Provider for Realtime {
     fn finish(&mut self, _: &mut Assembler) {}
 }
 
-/// Every event that is not a delta of what everybody reads.
-fn seldom(kind: &str, index: u64, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
-    let raw: &RawValue = serde_json::from_slice(frame.data)?;
-    let event = Object::from_raw(raw)?;
-    match kind {
-        "session.created" => {
-            out.model(&event.object("session").text("model"));
-            pass(kind, raw, out)
+impl Realtime {
+    /// Every event that is not a delta of what everybody reads.
+    fn seldom(&mut self, kind: &str, part: (u64, u64), frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let index = part.0;
+        let raw: &RawValue = serde_json::from_slice(frame.data)?;
+        let event = Object::from_raw(raw)?;
+        match kind {
+            "session.created" => {
+                out.model(&event.object("session").text("model"));
+                pass(kind, raw, out)
+            }
+            "response.created" => {
+                out.round_start();
+                out.open(MESSAGE, &event.object("response").text("id"), None);
+                Ok(())
+            }
+            "response.output_item.added" | "response.output_item.done" => {
+                let item = event.object("item");
+                if &*item.text("type") == "function_call" && (kind.ends_with("added") || out.call_is_open(index)) {
+                    self.called.insert(index);
+                    out.call(index, MESSAGE, &item.text("call_id"), &item.text("name"), Kind::Client);
+                    if kind.ends_with("done") {
+                        out.arguments_whole(index, &item.text("arguments"));
+                        out.call_end(index);
+                    }
+                }
+                Ok(())
+            }
+            "response.function_call_arguments.done" => {
+                out.arguments_whole(index, &event.text("arguments"));
+                Ok(())
+            }
+            "response.output_text.done"
+            | "response.text.done"
+            | "response.output_audio_transcript.done"
+            | "response.audio_transcript.done" => {
+                let start = self.part_begins(part, out);
+                let whole = [event.text("text"), event.text("transcript")].concat();
+                if let Some(missing) = whole.strip_prefix(out.text_so_far(MESSAGE).get(start..).unwrap_or_default()) {
+                    out.text(MESSAGE, missing);
+                }
+                Ok(())
+            }
+            "response.done" => {
+                let response = event.object("response");
+                self.unsaid(&response, out)?;
+                *self = Self::default();
+                end(&response, out)
+            }
+            // Their content comes with the deltas and with the item's end.
+            "response.content_part.added"
+            | "response.content_part.done"
+            | "response.output_audio.done"
+            | "response.audio.done"
+            | "response.function_call_arguments.delta" => Ok(()),
+            "conversation.item.added" | "conversation.item.created" | "conversation.item.done" => {
+                let item = event.object("item");
+                match (&*item.text("type"), &*item.text("role")) {
+                    ("function_call_output", _) if !kind.ends_with("done") => {
+                        let output = item.raw("output").map(Json::from_raw).transpose()?;
+                        out.tool_result(&item.text("call_id"), None, output, false, "completed");
+                        Ok(())
+                    }
+                    ("function_call_output" | "function_call", _) | ("message", "assistant") => Ok(()),
+                    _ => pass(kind, raw, out),
+                }
+            }
+            _ if kind == "error" || frame.event == "error" || (kind.is_empty() && event.raw("error").is_some()) => {
+                fault::report(raw, "error", out);
+                Ok(())
+            }
+            kind if KNOWN.iter().any(|known| kind.starts_with(known)) => pass(kind, raw, out),
+            kind => unknown(if kind.is_empty() { "untyped" } else { kind }, raw, out),
         }
-        "response.created" => {
-            out.round_start();
-            out.open(MESSAGE, &event.object("response").text("id"), None);
-            Ok(())
+    }
+
+    /// Where the text of a part begins in the message's text.
+    fn part_begins(&mut self, part: (u64, u64), out: &Assembler) -> usize {
+        match self.part {
+            Some((current, start)) if current == part => start,
+            _ => {
+                let start = out.text_so_far(MESSAGE).len();
+                self.part = Some((part, start));
+                start
+            }
         }
-        "response.output_item.added" | "response.output_item.done" => {
-            let item = event.object("item");
-            if &*item.text("type") == "function_call" && (kind.ends_with("added") || out.call_is_open(index)) {
-                out.call(index, MESSAGE, &item.text("call_id"), &item.text("name"), Kind::Client);
-                if kind.ends_with("done") {
+    }
+
+    /// What only the response's end says.
+    fn unsaid(&self, response: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+        let silent = out.text_so_far(MESSAGE).is_empty();
+        for (index, raw) in response.list("output").into_iter().enumerate() {
+            let (index, item) = (index as u64, Object::from_raw(raw)?);
+            match &*item.text("type") {
+                "function_call" if !self.called.contains(&index) => {
+                    out.call(index, MESSAGE, &item.text("call_id"), &item.text("name"), Kind::Client);
                     out.arguments_whole(index, &item.text("arguments"));
                     out.call_end(index);
                 }
-            }
-            Ok(())
-        }
-        "response.function_call_arguments.done" => {
-            out.arguments_whole(index, &event.text("arguments"));
-            Ok(())
-        }
-        "response.output_text.done"
-        | "response.text.done"
-        | "response.output_audio_transcript.done"
-        | "response.audio_transcript.done" => {
-            if out.text_so_far(MESSAGE).is_empty() {
-                out.text_whole(MESSAGE, &[event.text("text"), event.text("transcript")].concat());
-            }
-            Ok(())
-        }
-        "response.done" => end(&event.object("response"), out),
-        // Their content comes with the deltas and with the item's end.
-        "response.content_part.added"
-        | "response.content_part.done"
-        | "response.output_audio.done"
-        | "response.audio.done"
-        | "response.function_call_arguments.delta" => Ok(()),
-        "conversation.item.added" | "conversation.item.created" | "conversation.item.done" => {
-            let item = event.object("item");
-            match (&*item.text("type"), &*item.text("role")) {
-                ("function_call_output", _) if !kind.ends_with("done") => {
-                    let output = item.raw("output").map(Json::from_raw).transpose()?;
-                    out.tool_result(&item.text("call_id"), None, output, false, "completed");
-                    Ok(())
+                "message" if silent => {
+                    for raw in item.list("content") {
+                        let part = Object::from_raw(raw)?;
+                        out.text(MESSAGE, &[part.text("text"), part.text("transcript")].concat());
+                    }
                 }
-                ("function_call_output" | "function_call", _) | ("message", "assistant") => Ok(()),
-                _ => pass(kind, raw, out),
+                _ => {}
             }
         }
-        _ if kind == "error" || frame.event == "error" || (kind.is_empty() && event.raw("error").is_some()) => {
-            fault::report(raw, "error", out);
-            Ok(())
-        }
-        kind if KNOWN.iter().any(|known| kind.starts_with(known)) => pass(kind, raw, out),
-        kind => unknown(if kind.is_empty() { "untyped" } else { kind }, raw, out),
+        Ok(())
     }
 }
 

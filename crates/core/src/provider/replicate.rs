@@ -37,7 +37,10 @@ impl Provider for Replicate {
         match frame.event {
             "output" => out.text(MESSAGE, data),
             "logs" => out.provider_event("logs", Some(Json::string(data))),
-            "error" => out.error("error", data, false, Some(Json::parse(data).unwrap_or_else(|_| Json::string(data)))),
+            "error" => match serde_json::from_slice(frame.data) {
+                Ok(raw) => fault::report(raw, "error", out),
+                Err(_) => out.error("error", data, false, Some(Json::string(data))),
+            },
             "done" => {
                 let why = Object::parse(frame.data).unwrap_or_default().text("reason").into_owned();
                 end(&why, "done", out);

@@ -36,7 +36,8 @@ impl Provider for Transcription {
         match &*event.text("type") {
             "transcript.text.delta" => {
                 out.text(MESSAGE, &event.text("delta"));
-                Ok(())
+                // Probabilities, and of which segment it is.
+                event.pass_others(&["type", "delta", "obfuscation"], out)
             }
             "transcript.text.segment" => pass("transcript.text.segment", raw, out),
             "transcript.text.done" => {

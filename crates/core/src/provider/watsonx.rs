@@ -55,6 +55,9 @@ impl Provider for Watsonx {
             fault::report(error, "error", out);
             return Ok(());
         }
+        if chunk.here && !chunk.results.here && chunk.model.is_empty() && chunk.others.is_empty() {
+            return Ok(()); // it begins with one that is empty
+        }
         if !chunk.results.here && chunk.model.is_empty() {
             let name = if frame.event.is_empty() || frame.event == "message" { "chunk" } else { frame.event };
             return unknown(name, serde_json::from_slice(frame.data)?, out);
