@@ -241,8 +241,25 @@ impl Bell {
 
 #[pymethods]
 impl Bell {
-    /// The loop's callback: completes the futures of all that have been rung for.
+    /// The loop's callback: completes the futures of all that have been rung for. A future tells its loop, which is Python code:
+    /// once the interpreter goes, nobody is woken any more.
     fn answer(&self, py: Python<'_>) -> PyResult<()> {
+        before_exit(|| self.wake(py)).unwrap_or(Ok(()))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        if let Some(parked) = self.parked.try_lock() {
+            for future in parked.values() {
+                visit.call(future)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Bell {
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
         let mut count = [0_u8; 64];
         let _ = rustix::io::read(&self.rope.descriptor, &mut count);
         for number in self.rope.calls.answer() {
@@ -251,16 +268,6 @@ impl Bell {
                 && !future.call_method0(py, pyo3::intern!(py, "done"))?.is_truthy(py)?
             {
                 future.call_method1(py, pyo3::intern!(py, "set_result"), (py.None(),))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_loop)?;
-        if let Some(parked) = self.parked.try_lock() {
-            for future in parked.values() {
-                visit.call(future)?;
             }
         }
         Ok(())

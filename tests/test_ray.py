@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -106,13 +107,8 @@ class Worker:
     def generate(self, words: list[str]) -> Iterator[bytes]:
         yield from stream(lambda emit: [emit("text_delta", {"text": word}) for word in words])
 
-    def generate_and_die(self) -> Iterator[bytes]:
-        def work(emit: Any) -> None:
-            emit("text_delta", {"text": "partial"})
-            time.sleep(0.2)
-            os._exit(1)
-
-        yield from stream(work)
+    def generate_and_die(self, gate: Path) -> Iterator[bytes]:
+        yield from stream(speak, ["partial"], gate)
 
     def generate_plain(self) -> Iterator[Any]:
         yield "Hel"
@@ -145,11 +141,13 @@ class AsyncWorker:
             yield part
 
 
-def speak(emit: Any, words: list[str], die: bool = False) -> None:
+def speak(emit: Any, words: list[str], gate: Path | None = None) -> None:
+    """And dies once the gate is there, if there is to be one."""
     for word in words:
         emit("text_delta", {"text": word})
-    if die:
-        time.sleep(0.2)
+    if gate is not None:
+        while not gate.exists():
+            time.sleep(0.01)
         os._exit(1)
 
 
@@ -373,19 +371,26 @@ async def test_edge_70_a_killed_actor_fails_the_turn_and_closes_the_stream(
 
 @one_loop
 @pytest.mark.parametrize("told", [True, False])
-async def test_edge_70_a_task_that_dies_fails_the_turn(session: ts.Session, told: bool) -> None:
+async def test_edge_70_a_task_that_dies_fails_the_turn(session: ts.Session, told: bool, tmp_path: Path) -> None:
     emit = session.remote_emitter()
-    ref = task.remote(emit, ["partial"], die=True)
+    ref = task.remote(emit, ["partial"], tmp_path / "gate")
     async with asyncio.timeout(20):
-        await session.pump(emit, producer=ref if told else None)
+        pumping = asyncio.ensure_future(session.pump(emit, producer=ref if told else None))
+        await spoken(session)
+        (tmp_path / "gate").touch()
+        await pumping
     assert (result(session)["reason"], result(session)["text"]) == ("producer_lost", "partial")
 
 
 @one_loop
-async def test_edge_70_a_generator_that_dies_fails_the_turn(session: ts.Session) -> None:
+async def test_edge_70_a_generator_that_dies_fails_the_turn(session: ts.Session, tmp_path: Path) -> None:
     agent = Agent.remote()
     async with asyncio.timeout(20):
-        await session.pump(agent.generate_and_die.options(num_returns="streaming").remote())
+        generator = agent.generate_and_die.options(num_returns="streaming").remote(tmp_path / "gate")
+        pumping = asyncio.ensure_future(session.pump(generator))
+        await spoken(session)
+        (tmp_path / "gate").touch()
+        await pumping
     assert (result(session)["reason"], result(session)["text"]) == ("producer_lost", "partial")
 
 
