@@ -204,8 +204,8 @@ async def test_what_a_chat_asks_beside_its_messages(serve: Serve, hub: ts.Hub) -
             assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - asked_for) + [
                 True
             ] * asked_for
-            if asked_for:
-                assert chunks[-1].usage.completion_tokens_details.reasoning_tokens == 1
+            reasoning = [strict(ChatCompletionChunk, chunk.model_dump()).usage for chunk in chunks[-1:] if asked_for]
+            assert [usage.completion_tokens_details.reasoning_tokens for usage in reasoning] == [1] * asked_for
             ends = [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
             assert [choice.index for choice in ends] == [0, 1], "each choice ends once"
             refusals = [choice.delta.refusal or "" for chunk in chunks for choice in chunk.choices if choice.index == 1]
