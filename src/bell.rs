@@ -8,7 +8,7 @@
 //! the callback runs is not lost (the core's `bell` has the order, and its proof); 3. after a fork nothing is rung; 4. no ring
 //! needs the interpreter once it is going.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,15 +32,45 @@ static EXITING: AtomicBool = AtomicBool::new(false);
 /// Threads that are in [`before_exit`].
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
 
+thread_local! {
+    /// Whether this thread may run Python code whatever happens: it is in [`before_exit`], or it is the one that ends the interpreter.
+    static MAY: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Runs Python code from Rust, unless the interpreter is going. It ends a daemon thread wherever that next waits for it: with
 /// frames of Rust below, the process would abort. So the exit waits for those inside, and lets nobody else in.
 pub fn before_exit<T>(run: impl FnOnce() -> T) -> Option<T> {
+    if MAY.get() {
+        return Some(run());
+    }
     // SeqCst, here and in `_at_exit`: of a thread that enters and then looks, and the exit, which says so and then counts, one
     // sees the other.
     INSIDE.fetch_add(1, Ordering::SeqCst);
-    let result = if EXITING.load(Ordering::SeqCst) { None } else { Some(run()) };
+    let result = if EXITING.load(Ordering::SeqCst) {
+        None
+    } else {
+        MAY.set(true);
+        let result = run();
+        MAY.set(false);
+        Some(result)
+    };
     INSIDE.fetch_sub(1, Ordering::SeqCst);
     result
+}
+
+/// The same for a call from Python, which has no answer once the interpreter goes: the thread stays here until the process ends.
+pub fn before_exit_or_never<T>(py: Python<'_>, run: impl FnOnce() -> T) -> T {
+    if let Some(result) = before_exit(run) {
+        return result;
+    }
+    py.detach(forever);
+    unreachable!("forever is over")
+}
+
+fn forever() {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// The process generation that an object is made in.
@@ -299,6 +329,7 @@ fn _after_fork() {
 
 #[pyfunction]
 fn _at_exit(py: Python<'_>) {
+    MAY.set(true);
     EXITING.store(true, Ordering::SeqCst);
     py.detach(crate::hub::flush_all);
     let begun = Instant::now();

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use turnstream_core::event::{Event, Json, Payload};
 use turnstream_core::session::redact::{Redact, Redacted};
 
+use crate::bell::before_exit;
 use crate::convert;
 
 pub struct Hook {
@@ -33,8 +34,15 @@ impl Hook {
 
 impl Redact for Hook {
     fn redact(&self, payload: Payload, extra: Option<Json>) -> Redacted {
+        let asked = before_exit(|| Python::attach(|py| self.ask(py, payload, extra)));
+        asked.unwrap_or(Redacted::Failed) // nobody can be asked any more
+    }
+}
+
+impl Hook {
+    fn ask(&self, py: Python<'_>, payload: Payload, extra: Option<Json>) -> Redacted {
         let kind = payload.kind();
-        Python::attach(|py| match self.call(py, payload, extra) {
+        match self.call(py, payload, extra) {
             Ok(Some((payload, extra))) => Redacted::Kept(payload, extra),
             Ok(None) => Redacted::Withheld,
             Err(error) => {
@@ -43,7 +51,7 @@ impl Redact for Hook {
                 let _ = log_failure(py, kind, &name);
                 Redacted::Failed
             }
-        })
+        }
     }
 }
 

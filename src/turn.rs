@@ -10,7 +10,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::session::{self as core, Ending, Started};
 
-use crate::bell::check_fork;
+use crate::bell::{before_exit_or_never, check_fork};
 use crate::hub::{Session, away};
 use crate::pace::{Gate, wait_ready};
 use crate::{convert, errors};
@@ -23,9 +23,12 @@ fn emit(
     payload: Option<&Bound<'_, PyAny>>,
     fields: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<u64> {
-    let object = convert::object_to_json(payload, fields)?;
-    let (payload, extra) = Payload::from_json(kind, &object).map_err(|error| errors::payload(&error))?;
-    away(py, session, || session.emit(turn, payload, extra)).map_err(|error| errors::session(&error))
+    // A payload's own code may run in it, and a redaction hook.
+    before_exit_or_never(py, || {
+        let object = convert::object_to_json(payload, fields)?;
+        let (payload, extra) = Payload::from_json(kind, &object).map_err(|error| errors::payload(&error))?;
+        away(py, session, || session.emit(turn, payload, extra)).map_err(|error| errors::session(&error))
+    })
 }
 
 /// `emit(type, payload=None, *, turn=None, **fields) -> seq`: appends one event to a session, from any thread.

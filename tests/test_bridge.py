@@ -632,3 +632,45 @@ with asyncio.Runner(loop_factory={loop}) as runner:
 """,
         40,
     )
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+def test_interpreter_exit_while_code_of_others_runs_in_an_emit(subprocess_python: Callable[..., list[str]]) -> None:
+    """A payload's own methods, and a redaction hook: four of five exits were aborts where nothing waited for them."""
+    out = subprocess_python(
+        """
+import atexit, collections, threading
+atexit.register(lambda: last_words())  # runs after what turnstream registers
+import turnstream as ts
+
+def redact(event):
+    for _ in range(100):
+        pass
+    return event
+
+class Payload(collections.UserDict):
+    pass
+
+sessions = [ts.Hub(redact=hook).session() for hook in (redact, None)]
+turns = [session.turn() for session in sessions]
+
+def emit(session):
+    emit = session.emitter()
+    while True:
+        emit("custom", Payload(name="x", data=Payload({str(at): object() for at in range(20)})))
+
+def last_words():
+    before = sessions[0].head
+    turns[0].emit("text_delta", text="bye")  # the thread that ends the interpreter may go on
+    last = list(sessions[0].read(after=f"{sessions[0].epoch}.{before}", follow="none"))
+    print([event.text for event in last if isinstance(event, ts.TextDelta)])
+
+for session in sessions:
+    threading.Thread(target=emit, args=[session], daemon=True).start()
+for session in sessions:
+    session.read(follow="session").get()
+""",
+        20,
+    )
+    assert out == ["['bye']\n"] * 20
