@@ -256,10 +256,10 @@ class Worker:
         """CPU seconds of all its threads so far, once it sleeps: `clock_getcpuclockid(3)`, spelled out.
 
         The kernel adds what a thread has run to the clock when it stops running, or at a tick, every 4 ms: as much as
-        the cheaper side takes in all.
+        the cheaper side takes in all. One that has so much to do that it does not sleep is read after a second.
         """
-        state = Path(f"/proc/{self._process.pid}/stat")
-        while state.read_text().rpartition(") ")[2][0] != "S":
+        state, until = Path(f"/proc/{self._process.pid}/stat"), time.monotonic() + 1
+        while state.read_text().rpartition(") ")[2][0] != "S" and time.monotonic() < until:
             time.sleep(0.0001)
         return time.clock_gettime(~self._process.pid << 3 | 2)
 

@@ -1,6 +1,6 @@
 //! Core errors to the exceptions of `turnstream.errors`, which are plain Python and imported when first raised.
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyModule;
@@ -24,6 +24,13 @@ pub fn raise(name: &str, message: impl ToString) -> PyErr {
             Err(error) => error,
         }
     })
+}
+
+/// What pickling an object that lives in this process is told: the likely next step is another process.
+pub fn stays(what: &str) -> PyErr {
+    PyTypeError::new_err(format!(
+        "cannot pickle {what}: it belongs to this process; session.remote_emitter() goes to another one"
+    ))
 }
 
 pub fn session(error: &SessionError) -> PyErr {

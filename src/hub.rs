@@ -120,16 +120,27 @@ impl Limits {
 
     /// For pickle and copy.
     fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
-        let limits = &self.limits;
+        // By name, all of them: one that is forgotten here does not compile.
+        let core::Limits {
+            max_events,
+            max_bytes,
+            max_age_ms: _,
+            max_message_bytes,
+            max_state_bytes,
+            max_sessions,
+            hub_max_events,
+            hub_max_bytes,
+        } = self.limits;
         let keywords = PyDict::new(py);
         keywords.set_item("max_age_s", self.max_age_s())?;
         for (name, count) in [
-            ("max_events", limits.max_events),
-            ("max_bytes", limits.max_bytes),
-            ("max_message_bytes", limits.max_message_bytes),
-            ("max_sessions", limits.max_sessions),
-            ("hub_max_events", limits.hub_max_events),
-            ("hub_max_bytes", limits.hub_max_bytes),
+            ("max_events", max_events),
+            ("max_bytes", max_bytes),
+            ("max_message_bytes", max_message_bytes),
+            ("max_state_bytes", max_state_bytes),
+            ("max_sessions", max_sessions),
+            ("hub_max_events", hub_max_events),
+            ("hub_max_bytes", hub_max_bytes),
         ] {
             keywords.set_item(name, count)?;
         }
@@ -675,6 +686,10 @@ impl Session {
         let session = self.core()?;
         away(py, session, || session.close(reason));
         Ok(())
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(errors::stays("a session"))
     }
 
     fn __repr__(&self) -> String {

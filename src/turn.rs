@@ -40,6 +40,10 @@ pub struct Emitter {
 
 #[pymethods]
 impl Emitter {
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(errors::stays("an emitter"))
+    }
+
     fn __repr__(&self) -> String {
         format!("<Emitter of {:?}>", &**self.session.id())
     }
@@ -288,6 +292,10 @@ impl Turn {
     #[pyo3(signature = (timeout = None))]
     fn wait_ready(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         wait_ready(py, self.core()?, timeout)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(errors::stays("a turn"))
     }
 
     fn __repr__(&self) -> String {

@@ -3,13 +3,18 @@
 import asyncio
 import contextlib
 import io
+import json
+import os
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S
+from clients import cutting, script
+from support import PATIENCE_S, parse, text
 
 import turnstream as ts
 from conftest import ROOT, need_package, run_bounded
@@ -33,6 +38,7 @@ def blocks(page: str, language: str = "python") -> list[str]:
 
 def run(code: str, **names: Any) -> dict[str, Any]:
     """What the code leaves behind."""
+    names["__name__"] = "__main__"  # frameworks look for the module of a function
     exec(compile(code, "docs", "exec"), names)
     return names
 
@@ -91,17 +97,69 @@ async def test_openai(base: str, block: int) -> None:
     assert said.getvalue() == ANSWER
 
 
-def test_what_stores_promise_names_its_tests() -> None:
-    page = (ROOT / "docs" / "stores.md").read_text()
-    table = page.partition("| held by |\n")[2].partition("\n\n")[0].splitlines()[1:]
-    rows = [row.strip("| ").split(" | ") for row in table]
-    assert len(rows) > 10
-    code = "\n".join(
-        path.read_text()
-        for pattern in ("tests/test_*.py", "crates/core/tests/**/*.rs", "crates/core/src/**/*.rs")
-        for path in ROOT.glob(pattern)
-    )
-    for row in rows:
-        names = re.findall(r"`(\w+)`", row[-1])
-        assert names, row[0]
-        assert all(re.search(rf"\b(?:fn|def) {name}\(", code) for name in names), names
+def test_eventsource(serve: Serve) -> None:
+    """With npm's, over a wire that is cut; it ends by itself."""
+    base = serve(app(ts.Hub(), agent, retry_ms=20))
+    (code,) = blocks("eventsource.md", "js")
+    session_id, cursor = asyncio.run(started(base))
+    prelude = """
+        import { EventSource } from "eventsource"
+        const alive = setInterval(() => {}, 1000), seen = { text: "", id: "", end: "" }
+        const show = (more) => (seen.text += more), remember = (id) => (seen.id = id)
+        const finish = (end) => (seen.end = end.status)
+        const stopped = () => (clearInterval(alive), console.log(JSON.stringify(seen)))
+    """
+    with cutting(base, 3, most=400, cuts=2) as proxy:
+        names = f"const [base, id, cursor] = {json.dumps([proxy, session_id, cursor])}"
+        seen = script(f"{prelude}\n{names}\n{code}")
+    assert (seen["text"], seen["end"]) == (ANSWER, "completed")
+    assert seen["id"].startswith(cursor.partition(".")[0])
+
+
+async def test_httpx_sse(base: str) -> None:
+    (code,) = blocks("httpx-sse.md")
+    session_id, cursor = await started(base)
+    with cutting(base, 5, most=900, cuts=3) as proxy:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await run(code)["follow"](proxy, session_id, cursor) == ANSWER
+
+
+async def test_terminal(base: str, tmp_path: Path) -> None:
+    need_package("curl")
+    environment = {"B": base, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    first, pages, watch = blocks("terminal.md", "sh")
+
+    async def bash(code: str) -> str:
+        command = ["bash", "-euc", code]
+        status, out, err = await asyncio.to_thread(
+            run_bounded, command, timeout_s=PATIENCE_S, env=environment, cwd=tmp_path
+        )
+        assert status == 0, err
+        return out
+
+    *lines, result = (await bash(first)).replace("}{", "}\n{").split("\n")
+    kinds = [json.loads(line).get("type") for line in lines]
+    assert (kinds[:2], kinds[-1]) == ([None, "stream_open"], "completion")
+    assert json.loads(result)["text"] == ANSWER
+    assert text(parse((await bash(pages)).encode())) == ANSWER
+    assert "four." in await bash(watch)
+
+
+@pytest.mark.parametrize("block", range(3), ids=["starlette", "litestar", "bare"])
+async def test_frameworks(serve: Serve, block: int) -> None:
+    names = {"hub": ts.Hub(), "agent": agent}
+    if block == 1:
+        pytest.importorskip("litestar")
+    base = serve(run(blocks("frameworks.md")[block], **names)["application"], lifespan="on")
+    async with httpx.AsyncClient(base_url=base) as http:
+        made = await http.post("/api/sessions", json={"input": "go", "session_id": "s"})
+        assert made.status_code == 201
+        for path in ("/api/sessions/s/events", "/mine/s"):
+            assert text(parse((await http.get(path)).content)) == ANSWER
+
+
+def test_every_kind_of_client_has_a_page() -> None:
+    """And the first page names them all."""
+    overview = (ROOT / "docs" / "http.md").read_text()
+    pages = ["eventsource", "websocket", "polling", "terminal", "httpx-sse", "ai-sdk", "ag-ui", "openai", "frameworks"]
+    assert [name for name in pages if f"({name}.md)" not in overview] == []

@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import fastapi
 import httpx
 import pytest
-from support import WORDS, Gate, finished, parse, speak, text
+from starlette.requests import HTTPConnection
+from support import WORDS, Gate, finished, frames, parse, speak, text, until
+from websockets import InvalidStatus
+from websockets.asyncio.client import connect
 
 import turnstream as ts
-from turnstream.asgi import ROUTES, EventStream
+from turnstream.asgi import ROUTES, EventStream, Policy
 from turnstream.fastapi import Respond, router
 
 Serve = Callable[..., str]
@@ -71,6 +74,52 @@ async def test_dependencies_and_auth_guard_every_route(serve: Serve) -> None:
             response = await http.request(route.method, path, headers={"x-key": "k"})
             assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
         assert (await http.get("/sessions/s", headers={"x-key": "k", "x-user": "u"})).status_code == 200
+
+
+async def test_auth_may_be_a_dependency(serve: Serve) -> None:
+    """Asked by every subscription, resume, poll and handshake; what it gives is the principal, of the caps too."""
+    hub = ts.Hub()
+    asked: list[str] = []
+
+    def bearer(connection: HTTPConnection) -> str:
+        return connection.headers.get("x-user", "")
+
+    async def user(connection: HTTPConnection, name: Annotated[str, fastapi.Depends(bearer)]) -> dict[str, str] | None:
+        asked.append(connection.path_params.get("session_id", ""))
+        if name == "eve":
+            raise fastapi.HTTPException(418)
+        return {"sub": name} if name else None
+
+    said: list[Any] = []
+    policy = Policy(max_readers_per_principal=1)
+    app = application(hub, agent=lambda turn: said.append(turn.principal), auth=fastapi.Depends(user), policy=policy)
+    session = finished(hub)
+    base = serve(app)
+    async with httpx.AsyncClient(base_url=base, headers={"x-user": "ann"}) as http:
+        resume = {"last-event-id": f"{session.epoch}.3"}
+        for path in ("", "/events", "/messages", "/result", "/poll"):
+            url = f"/sessions/s{path}"
+            assert (await http.get(url, headers=resume)).status_code == 200
+            refused = await http.get(url, headers={"x-user": ""})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
+            assert (await http.get(url, headers={"x-user": "eve"})).status_code == 418
+        assert asked == ["s"] * 15
+        assert (await http.post("/sessions/s/turns", json={"input": 1})).status_code == 202
+        await until(lambda: said == [{"sub": "ann"}])
+        await until(lambda: session.status()["state"] == "completed")
+        async with http.stream("GET", "/sessions/s/events", params={"follow": "session"}) as response:
+            await anext(reading := frames(response))
+            assert (await http.get("/sessions/s/events")).status_code == 429
+            assert (await http.get("/sessions/s/events", headers={"x-user": "bob"})).status_code == 200
+        del reading
+    url = f"{base.replace('http', 'ws')}/sessions/s/ws?follow=turn"
+    async with connect(url, additional_headers={"x-user": "bob"}) as socket:
+        assert len([text async for text in socket]) > 3
+    for who, status in (("eve", 418), ("", 401)):
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url, additional_headers={"x-user": who})
+        assert caught.value.response.status_code == status
+    assert "x-user" not in str(app.openapi()["paths"]["/sessions/{session_id}/events"])
 
 
 async def test_a_stream_in_an_endpoint_of_ones_own(serve: Serve) -> None:

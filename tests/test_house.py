@@ -2,8 +2,10 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,38 @@ def test_every_quirk_of_the_corpus_has_a_test() -> None:
     assert len(quirks) > 100
     names = [f"_{name}_" for name in named_tests()]
     assert [quirk for quirk in quirks if not any(f"_{quirk.lower()}_" in name for name in names)] == []
+
+
+def test_every_model_has_a_line_that_it_fails_without() -> None:
+    """`make loom-mutants` takes them away, and sees; about ten minutes, so not here."""
+    mutants = runpy.run_path(str(ROOT / ".ci" / "loom-mutants"))["MUTANTS"]
+    models = "".join(text for text in tracked("crates/core/src/*.rs").values() if "loom::model" in text)
+    tested = re.findall(r"fn (\w+)\(\) \{\n +loom::model", models)
+    assert set(tested) == {model.rpartition("::")[2] for model, *_ in mutants}
+
+
+def test_the_package_tells_its_names_and_loads_nothing_for_that(subprocess_python: Callable[..., list[str]]) -> None:
+    code = "import sys, turnstream as ts; print(set(ts.__all__) - set(dir(ts)), 'turnstream.asgi' in sys.modules)"
+    assert subprocess_python(code) == ["set() False\n"]
+
+
+def test_what_holds_a_promise_is_a_test() -> None:
+    """Every name in a column "held by", or its beginning where it ends in dots, is that of a test."""
+    texts = tracked("crates/*.rs", "tests/*.py").values()
+    names = {
+        name for text in texts for name in re.findall(r"\b(?:fn|def) (\w+)\(|^ {4,}(\w+)\(\) \{", text, re.MULTILINE)
+    }
+    known = {name for pair in names for name in pair if name}
+    missing, rows = [], 0
+    for page, text in tracked("docs/*.md").items():
+        for table in re.findall(r"^\|[^\n]*held by[^\n]*\|\n((?:\|.*\n)+)", text, re.MULTILINE):
+            for row in table.splitlines()[1:]:
+                rows += 1
+                for name, cut in re.findall(r"`(\w+?_\w+)(…?)`", row.rsplit("|", 2)[1]):
+                    if not any(test.startswith(name) if cut else test == name for test in known):
+                        missing.append(f"{page}: {name}{cut}")
+    assert rows > 15
+    assert missing == []
 
 
 def test_the_version_stands_in_one_place() -> None:

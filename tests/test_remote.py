@@ -664,6 +664,25 @@ async def test_a_cancel_of_the_turn_ends_the_pump_and_closes_the_source() -> Non
     assert (pumped.status, held.cancelled, closed.is_set()) == ("cancelled", True, True)
 
 
+@pytest.mark.parametrize("of", ["the producer", "the source"])
+async def test_a_cancel_elsewhere_is_none_of_the_pumps(of: str) -> None:
+    session = (held := turn_of(ts.Hub())).session
+    work = asyncio.get_running_loop().create_future()
+
+    async def source() -> AsyncIterator[Any]:
+        yield "partial"
+        if of == "the source":
+            raise asyncio.CancelledError
+        work.cancel()
+        await asyncio.Event().wait()
+
+    pumped = await asyncio.wait_for(session.pump(source(), producer=work), PATIENCE_S)
+    result = session.result() or {}
+    assert (pumped.status, result["reason"], result["text"]) == ("failed", "producer_lost", "partial")
+    assert result["error"]["message"] == f"{of} was cancelled"
+    assert held.ended
+
+
 async def test_a_cancelled_pump_cancels_its_turn() -> None:
     started = asyncio.Event()
 

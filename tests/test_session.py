@@ -59,8 +59,18 @@ def test_what_things_are_is_in_their_repr() -> None:
     assert repr(reader) == '<Reader of "s-1" after 1, live>'
 
 
+def test_what_stays_in_its_process_says_what_goes_to_another(session: ts.Session) -> None:
+    with session.turn() as turn:
+        for thing in (session, turn, session.emitter()):
+            with pytest.raises(TypeError, match="remote_emitter"):
+                pickle.dumps(thing)
+
+
 def test_limits_are_a_value() -> None:
-    limits = ts.Limits(max_events=3, max_age_s=0.5, hub_max_bytes=7)
+    names = [name for name in dir(ts.Limits) if "max_" in name]
+    given: dict[str, Any] = {name: 2.5 if name == "max_age_s" else at for at, name in enumerate(names, 1)}
+    limits = ts.Limits(**given)
+    assert all(f"{name}={getattr(limits, name)}" in repr(limits) for name in names)
     assert pickle.loads(pickle.dumps(limits)) == copy.copy(limits) == limits != ts.Limits()
 
 

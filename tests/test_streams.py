@@ -682,6 +682,8 @@ async def test_a_chain_is_freed_as_one() -> None:
 async def test_what_cannot_hold_anything_is_refused() -> None:
     with pytest.raises(ValueError, match="ahead"):
         streams.merge(Script(), ahead=0)
+    with pytest.raises(ValueError, match="n: expected"):
+        streams.tee(Script(), 0)
 
 
 PIECES = st.tuples(st.sampled_from(["m1", "m2"]), st.text("aé👩\u200d💻🇨🇭\u0301\r\n", max_size=5))

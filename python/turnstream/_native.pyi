@@ -537,11 +537,14 @@ class Frame:
     """One server-sent event: `event` is "message" when not named, `id` the last event id at dispatch."""
 
     @property
-    def event(self) -> str: ...
+    def event(self) -> str:
+        """ "message" where the block named none."""
     @property
-    def data(self) -> str: ...
+    def data(self) -> str:
+        """Its `data` lines, joined by LF."""
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The stream's last event id when this event was whole; "" before the first."""
     @property
     def retry(self) -> int | None:
         """Milliseconds, where this event's own block said so."""
@@ -558,14 +561,19 @@ class SSEDecoder:
     def __new__(
         cls, *, lenient: bool = False, max_line_bytes: int = 67_108_864, max_event_bytes: int = 67_108_864
     ) -> Self: ...
-    def feed(self, data: bytes | bytearray) -> list[Frame]: ...
-    def finish(self) -> list[Frame]: ...
+    def feed(self, data: bytes | bytearray) -> list[Frame]:
+        """Takes bytes, in any split; gives the events that they complete. FrameTooLong, see above."""
+    def finish(self) -> list[Frame]:
+        """The bytes have ended. By the standard what is not followed by a blank line is no event; `lenient`: it is."""
     @property
-    def last_event_id(self) -> str: ...
+    def last_event_id(self) -> str:
+        """What a client that reconnects sends as `Last-Event-ID`; "" before the first."""
     @property
-    def retry(self) -> int | None: ...
+    def retry(self) -> int | None:
+        """Milliseconds to wait before reconnecting, as the stream last said."""
     @property
-    def comments(self) -> list[str]: ...
+    def comments(self) -> list[str]:
+        """The newest comments, without their colon and one blank."""
 
 def providers() -> list[str]:
     """The names of all wire formats that can be read, sorted."""

@@ -6,7 +6,7 @@ Owns no behaviour. Needs `pip install turnstream[fastapi]`; nothing else in the 
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, get_args
@@ -39,7 +39,7 @@ def router(
     agent: Agent | None = None,
     *,
     prefix: str = "",
-    auth: Auth | None = None,
+    auth: Auth | params.Depends | None = None,
     dependencies: Sequence[params.Depends] | None = None,
     listing: bool = False,
     heartbeat_s: float = 10.0,
@@ -50,14 +50,17 @@ def router(
 ) -> APIRouter:
     """An APIRouter with the routes of `turnstream.asgi.app`, whose arguments it takes.
 
-    `dependencies` are FastAPI's, run before each route; for the WebSocket's sake they ask for an `HTTPConnection` where
-    they would ask for a `Request`. The router's lifespan, which including it merges into the
-    application's, cancels the running turns and ends the streams at shutdown.
+    `auth` may be a dependency, `Depends(user)`: asked once a request, what it gives is the principal, and its own
+    exceptions are answered as FastAPI does. `dependencies` are FastAPI's, run before each route; for the WebSocket's
+    sake they ask for an `HTTPConnection` where they would ask for a `Request`. The router's lifespan, which including
+    it merges into the application's, cancels the running turns and ends the streams at shutdown.
     """
+    depends = auth if isinstance(auth, params.Depends) else None
+    hook = None if isinstance(auth, params.Depends) else auth
     service = app(
         hub,
         agent,
-        auth=auth,
+        auth=_said if depends else hook,
         listing=listing,
         heartbeat_s=heartbeat_s,
         retry_ms=retry_ms,
@@ -67,7 +70,7 @@ def router(
     )
     api = APIRouter(prefix=prefix, dependencies=dependencies, lifespan=service.lifespan)
     for route in filter(service.has, ROUTES):
-        endpoint = _endpoint(partial(service.respond, route))
+        endpoint = _endpoint(partial(service.respond, route), depends)
         api.add_api_route(
             route.path,
             endpoint,
@@ -83,23 +86,40 @@ def router(
         if route.method == "GET":
             api.add_api_route(route.path, endpoint, methods=["HEAD"], include_in_schema=False)
     for route in SOCKETS:
-        api.add_api_websocket_route(route.path, _socket_endpoint(partial(service.respond, route)), name=route.name)
+        socket = _socket_endpoint(partial(service.respond, route), depends)
+        api.add_api_websocket_route(route.path, socket, name=route.name)
     return api
 
 
-def _endpoint(application: ASGIApp) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
+_PRINCIPAL = "turnstream.principal"
+
+
+def _said(scope: MutableMapping[str, Any]) -> Any:
+    """What the dependency gave, as an auth hook."""
+    return scope.get(_PRINCIPAL)
+
+
+def _endpoint(application: ASGIApp, auth: params.Depends | None) -> Callable[..., Awaitable[Response]]:
+    async def open_to_all(request: Request) -> Response:
         return Respond(application)
 
-    return endpoint
+    async def guarded(request: Request, principal: Any = auth) -> Response:
+        request.scope[_PRINCIPAL] = principal
+        return Respond(application)
+
+    return open_to_all if auth is None else guarded
 
 
-def _socket_endpoint(application: ASGIApp) -> Callable[[WebSocket], Awaitable[None]]:
-    async def endpoint(websocket: WebSocket) -> None:
+def _socket_endpoint(application: ASGIApp, auth: params.Depends | None) -> Callable[..., Awaitable[None]]:
+    async def open_to_all(websocket: WebSocket) -> None:
         with suppress(WebSocketDisconnect):  # what Starlette makes of an OSError
             await application(websocket.scope, websocket.receive, websocket.send)
 
-    return endpoint
+    async def guarded(websocket: WebSocket, principal: Any = auth) -> None:
+        websocket.scope[_PRINCIPAL] = principal
+        await open_to_all(websocket)
+
+    return open_to_all if auth is None else guarded
 
 
 # --- OpenAPI --------------------------------------------------------------------------------------------------------

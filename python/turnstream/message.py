@@ -29,9 +29,11 @@ class MessageToolCall:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """A call of a fold; members without a name here are in `extra`."""
         return cast(Self, _read(cls, data))
 
     def to_dict(self) -> dict[str, Any]:
+        """The fold's JSON object."""
         return _write(self)
 
 
@@ -73,6 +75,7 @@ class Message:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
+        """`from_dict` of JSON text; ValueError where it is none."""
         return cls.from_dict(json.loads(text))
 
     def to_dict(self) -> dict[str, Any]:

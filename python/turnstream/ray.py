@@ -185,9 +185,11 @@ class Mailbox:
         return _Sending(self).put(item, weight, timeout_s)
 
     def sink(self) -> _MailboxSink:
+        """The producer's end, picklable."""
         return _MailboxSink(self)
 
     def source(self, expected: Callable[[], int]) -> _MailboxSource:
+        """The pump's end; `expected` says how many producers were sent away with a sink."""
         return _MailboxSource(self, expected)
 
     def keep(self) -> None:

@@ -61,11 +61,6 @@ pub enum BatchError {
     },
 }
 
-/// Whether `blob` claims to be a batch.
-pub fn is_batch(blob: &[u8]) -> bool {
-    blob.starts_with(MAGIC)
-}
-
 impl Batch {
     /// Writes `events` under `header`, up to about `max_bytes` of them and at least one. Returns how many were written.
     pub fn write<'a>(header: &Header, events: impl Iterator<Item = &'a Event>, max_bytes: usize) -> (Vec<u8>, u64) {

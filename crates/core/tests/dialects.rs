@@ -170,6 +170,25 @@ fn the_input_of_a_custom_tool_is_text_in_chat_too() {
 }
 
 #[test]
+fn two_whole_calls_of_one_name_under_one_number_are_two() {
+    let call = |arguments: &str| {
+        chat(&format!(r#"{{"tool_calls":[{{"index":0,"id":"","function":{{"name":"f","arguments":"{arguments}"}}}}]}}"#), "")
+    };
+    let (_, events) = read(&sse(&[call(r#"{\"a\":1}"#), call(r#"{\"a\":2}"#), chat("{}", "stop")]));
+    let calls: Vec<_> = all!(events, ToolCall).iter().map(|call| call.arguments_raw.to_string()).collect();
+    assert_eq!(calls, [r#"{"a":1}"#, r#"{"a":2}"#]);
+    // A name that is said with every piece is one call's.
+    let (_, events) = read(&sse(&[call(r#"{\"a\":"#), call(r#"{\"b\":2}"#), call("}"), chat("{}", "stop")]));
+    assert_eq!(&*all!(events, ToolCall)[0].arguments_raw, r#"{"a":{"b":2}}"#);
+}
+
+#[test]
+fn one_part_that_stands_in_no_list_is_text_too() {
+    let (_, events) = read(&sse(&[chat(r#"{"content":{"type":"text","text":"Hi"}}"#, "stop")]));
+    assert_eq!(message(&events).text, "Hi");
+}
+
+#[test]
 fn what_stands_beside_the_text_of_a_thought_passes() {
     let (_, events) = read(&sse(&[
         chat(

@@ -299,3 +299,21 @@ fn the_clients_tools_are_told_from_the_agents() {
     assert_eq!(body["output"][1]["output"], "done");
     assert_eq!(body["tools"], input["tools"]);
 }
+
+#[test]
+fn arguments_that_turn_out_to_be_others_are_never_run_as_they_were_shown() {
+    let contradicted = [
+        ("tool_call_start", r#"{"call_id":"c","name":"look"}"#),
+        ("tool_call_delta", r#"{"call_id":"c","text":"{\"a\":1}"}"#),
+        ("tool_call", r#"{"call_id":"c","name":"look","arguments_raw":"{\"a\":2}"}"#),
+    ];
+    let payloads: Vec<_> = contradicted.iter().map(|(kind, json)| Payload::from_json(kind, json).unwrap().0).collect();
+    let session = session_of(&payloads, None);
+    let chat = String::from_utf8(encoded(&session, Format::OpenAiChat, false)).unwrap();
+    assert!(chat.contains(r#""code":"contradicted""#) && !chat.contains("[DONE]"), "{chat}");
+    let chat = openai::body(&session, Cursor::new(session.epoch(), 0), Format::OpenAiChat).unwrap().unwrap().to_value();
+    assert_eq!(chat["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"], r#"{"a":2}"#);
+    let response = openai::body(&session, Cursor::new(session.epoch(), 0), Format::OpenAiResponses).unwrap().unwrap().to_value();
+    let output = response["output"].as_array().unwrap();
+    assert_eq!((output.len(), &output[0]["arguments"]), (1, &json!(r#"{"a":2}"#)));
+}

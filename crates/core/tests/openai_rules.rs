@@ -8,19 +8,20 @@ use serde_json::{Value, json};
 use turnstream_core::encode::{Format, FrameStream, StreamOptions, openai};
 use turnstream_core::event::{Json, Payload};
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadOptions};
-use turnstream_core::session::{Ending, Limits, Session, TurnOptions};
+use turnstream_core::session::{CallState, Ending, Limits, Session, TurnOptions};
 
 /// One thing that an agent may say, in any order, sensible or not.
 fn step() -> impl Strategy<Value = (&'static str, Value)> {
     let message = prop::sample::select(vec!["m1", "m2", "m3"]);
     let call = prop::sample::select(vec!["c1", "c2", "c3"]);
-    let name = prop::sample::select(vec!["mine", "own"]);
     let kind = prop::sample::select(vec!["client", "server", "mcp"]);
     let text = prop::sample::select(vec!["", "a", "é\u{2028}", "\"\\\n", "{\"a\":1}"]);
     let reason = prop::sample::select(vec!["retry", "contradicted"]);
     let finish = prop::sample::select(vec!["stop", "length", "tool_calls", "content_filter", "unknown", "refusal"]);
-    (message, call, name, kind, text, reason, finish, 0_u8..16).prop_map(
-        |(message, call, name, kind, text, reason, finish, which)| match which {
+    let step = (message, call, kind, text, reason, finish, 0_u8..16);
+    step.prop_map(|(message, call, kind, text, reason, finish, which)| {
+        let name = if call == "c2" { "own" } else { "mine" };
+        match which {
             0..=3 => ("text_delta", json!({ "message_id": message, "text": text })),
             4 => ("reasoning_delta", json!({ "message_id": message, "text": text, "part": text.len() })),
             5 => ("refusal_delta", json!({ "message_id": message, "text": text })),
@@ -33,8 +34,8 @@ fn step() -> impl Strategy<Value = (&'static str, Value)> {
             13 => ("round_start", json!({ "model": text })),
             14 => ("round_end", json!({})),
             _ => ("citation", json!({ "message_id": message, "url": "https://example.com" })),
-        },
-    )
+        }
+    })
 }
 
 fn run(steps: &[(&str, Value)], input: &Value, ending: u8, limits: Limits) -> Arc<Session> {
@@ -144,28 +145,97 @@ fn check_responses(frames: &[String]) -> Option<Value> {
     last
 }
 
-fn check_chat(frames: &[String]) -> bool {
-    let Some((last, chunks)) = frames.split_last() else { return false };
+/// What a client has of a choice at the end: its text, its calls with their arguments.
+type Heard = (String, Vec<(String, String)>);
+
+/// The rules of the chunks; returns what was heard of the first choice, if they came to their end.
+fn check_chat(frames: &[String], usage_asked: bool) -> Option<Result<Heard, Value>> {
+    let (last, chunks) = frames.split_last()?;
     let ended = last == "data: [DONE]";
-    let (mut finishes, mut head) = (0, None);
+    let (mut finished, mut begun, mut start, mut usages) = (Vec::new(), Vec::new(), None, 0);
+    let mut heard = Heard::default();
+    let mut counts: HashMap<u64, u64> = HashMap::new();
     for chunk in if ended { chunks } else { frames } {
         let chunk = data(chunk);
         if !chunk["error"].is_null() {
-            return true;
+            return Some(Err(chunk["error"].clone()));
         }
+        assert_eq!(usages, 0, "a chunk after the usage");
         let of_chunk = ["id", "object", "created", "model"].map(|name| chunk[name].clone());
-        assert_eq!(head.get_or_insert_with(|| of_chunk.clone()), &of_chunk);
+        assert_eq!(start.get_or_insert_with(|| of_chunk.clone()), &of_chunk);
+        if chunk["choices"].as_array().unwrap().is_empty() {
+            assert!(chunk["usage"]["total_tokens"].is_u64(), "{chunk}");
+            usages += 1;
+        }
         for choice in chunk["choices"].as_array().unwrap() {
-            assert_eq!(finishes, 0, "a delta after the finish");
-            finishes += usize::from(!choice["finish_reason"].is_null());
+            let (index, delta) = (choice["index"].as_u64().unwrap(), &choice["delta"]);
+            assert!(!finished.contains(&index), "a delta after the finish");
+            assert_eq!(delta["role"] == "assistant", !begun.contains(&index), "the role comes first, once");
+            begun.push(index);
+            if !choice["finish_reason"].is_null() {
+                finished.push(index);
+            }
+            for call in delta["tool_calls"].as_array().unwrap_or(&Vec::new()) {
+                let (count, at) = (counts.entry(index).or_default(), call["index"].as_u64().unwrap());
+                if call["id"].is_string() {
+                    assert_eq!((at, &call["type"]), (*count, &json!("function")), "calls are counted from 0");
+                    *count += 1;
+                    if index == 0 {
+                        heard.1.push((call["id"].as_str().unwrap().to_owned(), String::new()));
+                    }
+                }
+                assert!(at < *count, "a call is begun first");
+                if index == 0 {
+                    heard.1[usize::try_from(at).unwrap()].1.push_str(call["function"]["arguments"].as_str().unwrap());
+                }
+            }
+            if index == 0 {
+                heard.0.push_str(delta["content"].as_str().unwrap_or(""));
+            }
         }
     }
-    assert_eq!(finishes, usize::from(ended));
-    ended
+    begun.sort_unstable();
+    begun.dedup();
+    finished.sort_unstable();
+    assert!(usages == 0 || usage_asked);
+    assert_eq!(finished, if ended { begun } else { Vec::new() }, "each choice ends once");
+    ended.then_some(Ok(heard))
+}
+
+/// The characters of a response's texts, whichever item they stand in, and its calls' arguments.
+fn said_in(response: &Value) -> (Vec<char>, Vec<(String, String)>) {
+    let (mut chars, mut calls) = (Vec::new(), Vec::new());
+    for item in response["output"].as_array().unwrap() {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        for part in item["content"].as_array().into_iter().chain(item["summary"].as_array()).flatten() {
+            chars.extend(part["text"].as_str().or(part["refusal"].as_str()).unwrap().chars());
+        }
+        if item["arguments"].is_string() {
+            calls.push((text(&item["name"]), text(&item["arguments"])));
+        }
+    }
+    chars.sort_unstable();
+    calls.sort();
+    (chars, calls)
+}
+
+/// The same of what the session says was said.
+fn said_by(session: &Session) -> (Vec<char>, Vec<(String, String)>) {
+    session.look(|state| {
+        let said = state.messages.iter().filter(|message| message.role != "user");
+        let texts = said.flat_map(|message| [&*message.text, &*message.reasoning, message.refusal.as_deref().unwrap_or("")]);
+        let mut chars: Vec<char> = texts.flat_map(str::chars).collect();
+        let or = |said: &str, nothing: &str| if said.is_empty() { nothing } else { said }.to_owned();
+        let call = |call: &CallState| (or(&call.name, "tool"), or(&call.arguments_raw, "{}"));
+        let mut calls: Vec<_> = state.calls.iter().map(call).collect();
+        chars.sort_unstable();
+        calls.sort();
+        (chars, calls)
+    })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
     #[test]
     fn the_protocols_rules_hold_for_any_run(
         steps in prop::collection::vec(step(), 0..40),
@@ -185,12 +255,34 @@ proptest! {
         if let (Some(last), Some(body), false) = (&last, &body, small) {
             prop_assert_eq!(&body.to_value(), last);
         }
-        let done = check_chat(&frames(&session, Format::OpenAiChat, false, 65_536));
-        check_chat(&frames(&session, Format::OpenAiChat, true, 1));
-        if !small {
-            prop_assert_eq!(last.is_some(), ending != 2);
-            prop_assert!(done || ending == 2);
-            prop_assert!(body.is_some());
+        let chat = check_chat(&frames(&session, Format::OpenAiChat, false, 65_536), !asked);
+        prop_assert_eq!(&check_chat(&frames(&session, Format::OpenAiChat, true, 1), !asked), &chat);
+        if small {
+            return Ok(());
+        }
+        prop_assert_eq!(last.is_some(), ending != 2);
+        prop_assert_eq!(chat.is_some(), ending != 2 || matches!(chat, Some(Err(_))));
+        prop_assert!(body.is_some());
+        // What a client has at the end is what the session says was said; withdrawn calls are another matter.
+        let reset = steps.iter().any(|(kind, _)| *kind == "message_reset");
+        if let (Some(last), false) = (&last, reset) {
+            prop_assert_eq!(said_in(last), said_by(&session));
+        }
+        if let Some(Ok((text, calls))) = &chat {
+            let body = openai::body(&session, Cursor::new(session.epoch(), 0), Format::OpenAiChat).unwrap().unwrap().to_value();
+            let message = &body["choices"][0]["message"];
+            let of_body = message["tool_calls"].as_array().into_iter().flatten().map(|call| {
+                (call["id"].as_str().unwrap().to_owned(), call["function"]["arguments"].as_str().unwrap().to_owned())
+            });
+            prop_assert_eq!(calls, &of_body.collect::<Vec<_>>());
+            if !session.look(|state| state.messages.iter().any(|message| message.resets > 0)) {
+                let chars = |text: &str| {
+                    let mut chars: Vec<char> = text.chars().filter(|char| *char != '\n').collect(); // they part texts
+                    chars.sort_unstable();
+                    chars
+                };
+                prop_assert_eq!(chars(text), chars(message["content"].as_str().unwrap_or("")));
+            }
         }
     }
 }

@@ -385,6 +385,79 @@ fn call_ids_may_come_again_in_another_round() {
 }
 
 #[test]
+fn a_result_that_comes_again_in_another_round_makes_no_second_call() {
+    let session = session();
+    let turn = start(&session);
+    emit(&session, "round_start", "{}");
+    emit(&session, "tool_result", r#"{"call_id":"nobody's","output":1,"name":"look"}"#);
+    emit(&session, "tool_call", r#"{"call_id":"c","name":"f"}"#);
+    emit(&session, "tool_result", r#"{"call_id":"c","output":1}"#);
+    emit(&session, "round_end", "{}");
+    emit(&session, "round_start", "{}");
+    emit(&session, "tool_result", r#"{"call_id":"nobody's","output":1}"#);
+    emit(&session, "tool_result", r#"{"call_id":"c","output":1}"#);
+    end(&session, turn);
+    let events = all(&session);
+    let count = |kind: &str| kinds(&events).iter().filter(|it| **it == kind).count();
+    assert_eq!((count("tool_call_start"), count("tool_call"), count("tool_result")), (2, 2, 2));
+    assert_eq!(session.look(|state| state.calls.len()), 2);
+    assert_eq!(session.statistics().duplicates, 2);
+    let Payload::ToolCall(made) = &events[3].payload else { panic!("a result follows its call: {:?}", kinds(&events)) };
+    assert_eq!((&*made.call_id, &*made.name), ("nobody's", "look"));
+}
+
+#[test]
+fn results_of_calls_that_share_an_id_find_their_own() {
+    let session = session();
+    let turn = start(&session);
+    for text in ["one", "two"] {
+        emit(&session, "round_start", "{}");
+        emit(&session, "tool_call", &format!(r#"{{"call_id":"c","name":"{text}","message_id":"m"}}"#));
+        emit(&session, "round_end", "{}");
+    }
+    emit(&session, "tool_call_start", r#"{"call_id":"late","name":"f"}"#);
+    session.cancel("enough");
+    session.look(|state| {
+        let calls: Vec<_> = state.calls.iter().map(|call| (&*call.name, call.done, call.status.as_deref())).collect();
+        let cancelled = Some("cancelled");
+        assert_eq!(calls, [("one", true, cancelled), ("two", true, cancelled), ("f", true, cancelled)]);
+        assert_eq!(state.messages_json().to_value(), serde_json::json!([]));
+    });
+    assert!(session.running().is_none() && turn == 1);
+}
+
+#[test]
+fn a_whole_call_without_arguments_has_those_of_its_pieces() {
+    let session = session();
+    let turn = start(&session);
+    for (id, pieces, whole) in [
+        ("unsaid", r#"{\"a\":1}"#, ""),
+        ("parsed", r#"{ \"a\": 1 }"#, r#","arguments":{"a":1}"#),
+        ("rewritten", r#"{ \"a\": 1 }"#, r#","arguments_raw":"{\"a\":1}""#),
+        ("other", r#"{\"a\":2}"#, r#","arguments_raw":"{\"a\":1}""#),
+        ("cut", r#"{\"a\""#, ""),
+    ] {
+        emit(&session, "tool_call_delta", &format!(r#"{{"call_id":"{id}","text":"{pieces}"}}"#));
+        emit(&session, "tool_call", &format!(r#"{{"call_id":"{id}","name":"f"{whole}}}"#));
+    }
+    end(&session, turn);
+    session.look(|state| {
+        let calls: Vec<_> =
+            state.calls.iter().map(|call| (&*call.arguments_raw, call.arguments.as_ref().map(Json::as_str))).collect();
+        assert_eq!(
+            calls,
+            [
+                (r#"{"a":1}"#, Some(r#"{"a":1}"#)),
+                (r#"{ "a": 1 }"#, Some(r#"{"a":1}"#)),
+                (r#"{ "a": 1 }"#, Some(r#"{ "a": 1 }"#)),
+                (r#"{"a":1}"#, Some(r#"{"a":1}"#)),
+                (r#"{"a""#, None),
+            ]
+        );
+    });
+}
+
+#[test]
 fn edge_10_arguments_that_are_not_json_are_kept_and_flagged() {
     let session = session();
     let turn = start(&session);

@@ -47,6 +47,7 @@ class Decision:
     """Whether events come over a transport."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The record, as JSON has it."""
         return asdict(self)
 
 

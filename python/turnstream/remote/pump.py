@@ -136,6 +136,7 @@ class Pump:
         self._pressure_told = (0, 0, 0)
 
     async def run(self) -> Pumped:
+        """To the end of the work or of its turn. Cancelled, it cancels the turn, where it is to complete it."""
         try:
             await self._drain()
         except asyncio.CancelledError:
@@ -195,7 +196,7 @@ class Pump:
         """Whether a producer has died, or its work has."""
         now = time.monotonic()
         for watch in self._watches:
-            if watch.done() and (error := watch.exception()):
+            if watch.done() and (error := _error(watch)):
                 self._fail(*_said(error))
                 return True
         if any(not one.ended and self._is_lost(one, now) for one in self._producers.values()):
@@ -445,6 +446,11 @@ def _text(result: object) -> str | None:
     if not isinstance(result, str):
         result = result.get("text") if isinstance(result, Mapping) else getattr(result, "text", None)
     return result if isinstance(result, str) and result else None
+
+
+def _error(watch: asyncio.Future[Any]) -> BaseException | None:
+    """How the work failed. A cancel of its own is not ours: it would pass for one of this task's."""
+    return ProducerLost("the producer was cancelled") if watch.cancelled() else watch.exception()
 
 
 def _said(error: BaseException) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from turnstream._native import Emitter, Session
-from turnstream.errors import UnsupportedSource
+from turnstream.errors import ProducerLost, UnsupportedSource
 from turnstream.remote.emitter import Options, RemoteEmitter, Sink
 from turnstream.remote.pump import Source
 
@@ -56,8 +56,10 @@ class _Iterated:
         await asyncio.wait({self._next}, timeout=wait_s)
         if not self._next.done():
             return []
-        ended, item = self._next.result()
-        self._next = None
+        done, self._next = self._next, None
+        if done.cancelled():  # by the source itself: raised here, it would pass for a cancel of this task's
+            raise ProducerLost("the source was cancelled")
+        ended, item = done.result()
         if ended:
             raise StopAsyncIteration
         return [item]

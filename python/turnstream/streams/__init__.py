@@ -132,6 +132,7 @@ def throttle(
 def tee(source: AsyncIterable[T], n: int = 2, *, ahead: int = 64) -> tuple[Stream[T], ...]:
     """`n` streams of the same items. The slowest holds the others back once it lags by `ahead`: close the one that is
     no longer read. Readers of one session need no tee: each has its own cursor."""
+    at_least_one("n", n)
     boxes = [Box[T](ahead) for _ in range(n)]
     pump = Pump[T]((source,), boxes)
     return tuple(Stream((), ahead, box, pump) for box in boxes)

@@ -228,6 +228,6 @@ def passed(time: float) -> bool:
     return asyncio.get_running_loop().time() >= time
 
 
-def at_least_one(name: Literal["ahead", "max_items"], value: int) -> None:
+def at_least_one(name: Literal["ahead", "max_items", "n"], value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}: expected at least 1")

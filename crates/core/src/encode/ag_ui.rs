@@ -12,7 +12,7 @@
 //! | `reasoning_delta` | `REASONING_START`, `REASONING_MESSAGE_START`, `_CONTENT`, `_END`, `REASONING_END` |
 //! | `message_start`, `assistant_message` | the missing suffix; another choice: `CUSTOM` `choice` |
 //! | `message_reset` | `CUSTOM` `message_reset` with the ids that are void; what follows comes as new messages |
-//! | `tool_call_start`, `tool_call_delta`, `tool_call` | `TOOL_CALL_START`, `_ARGS`, `_END`; arguments that are no JSON: also `CUSTOM` `tool_call_error` |
+//! | `tool_call_start`, `tool_call_delta`, `tool_call` | `TOOL_CALL_START`, `_ARGS`, `_END`; arguments that are no JSON, or others than the pieces: also `CUSTOM` `tool_call_error` |
 //! | `tool_output_delta` | `CUSTOM` `tool_output_delta` |
 //! | `tool_result` | `TOOL_CALL_RESULT`; an error is said in its metadata |
 //! | `stage_start`, `stage_end` | `STEP_STARTED`, `STEP_FINISHED` |
@@ -184,14 +184,19 @@ impl Voice for Runs {
         Frame::new(out, "TOOL_CALL_ARGS").text("toolCallId", &call.wire_id).text("delta", text).send();
     }
 
-    fn call_end(&mut self, call: &Call, whole: &ToolCall, out: &mut Vec<u8>) {
+    fn call_end(&mut self, call: &Call, whole: &ToolCall, contradicted: bool, out: &mut Vec<u8>) {
         Frame::new(out, "TOOL_CALL_END").text("toolCallId", &call.wire_id).send();
-        if let Some(error) = &whole.arguments_error {
+        let others = contradicted.then_some("the arguments are others than those that were shown");
+        if let Some(error) = whole.arguments_error.as_deref().or(others) {
             custom(out, "tool_call_error", |out| {
                 out.extend_from_slice(b"{\"toolCallId\":");
                 write_str(out, &call.wire_id);
                 out.extend_from_slice(b",\"error\":");
                 write_str(out, error);
+                if contradicted {
+                    out.extend_from_slice(b",\"arguments\":");
+                    write_str(out, &whole.arguments_raw);
+                }
                 out.push(b'}');
             });
         }
@@ -269,7 +274,15 @@ fn list<T>(out: &mut Vec<u8>, items: &[T], mut write: impl FnMut(&mut Vec<u8>, &
 /// The conversation as far as it is finished: the client keeps of its own messages those that it finds here again.
 fn write_messages(out: &mut Vec<u8>, past: &Past<'_>) {
     let mut messages: Vec<Vec<u8>> = Vec::new();
+    let mut others = past.other_calls.iter().peekable();
+    let mut tell_others = |before: u32, messages: &mut Vec<Vec<u8>>| {
+        while let Some(call) = others.next_if(|call| call.turn < before) {
+            messages.push(spoken(&call.wire_id, "assistant", "", std::slice::from_ref(call)));
+            messages.extend(told_result(call));
+        }
+    };
     for message in &past.messages {
+        tell_others(message.turn, &mut messages);
         if let Some(input) = message.input {
             input_messages(&mut messages, &message.id(), input);
             continue;
@@ -284,7 +297,7 @@ fn write_messages(out: &mut Vec<u8>, past: &Past<'_>) {
         if !message.reasoning.is_empty() {
             messages.push(spoken(&format!("{id}.reasoning.0"), "reasoning", &message.reasoning, &[]));
         }
-        if !message.text.is_empty() || !message.tool_calls.is_empty() {
+        if !message.text.is_empty() || message.tool_calls.iter().any(|call| call.done) {
             messages.push(spoken(&id, &message.role, &message.text, &message.tool_calls));
         }
         if let Some(refusal) = &message.refusal {
@@ -292,10 +305,7 @@ fn write_messages(out: &mut Vec<u8>, past: &Past<'_>) {
         }
         messages.extend(message.tool_calls.iter().filter_map(told_result));
     }
-    for call in &past.other_calls {
-        messages.push(spoken(&call.wire_id, "assistant", "", std::slice::from_ref(call)));
-        messages.extend(told_result(call));
-    }
+    tell_others(u32::MAX, &mut messages);
     list(out, &messages, |out, message| out.extend_from_slice(message));
 }
 
@@ -306,9 +316,11 @@ fn spoken(id: &str, role: &str, text: &str, calls: &[PastCall<'_>]) -> Vec<u8> {
     write_str(&mut out, role);
     out.extend_from_slice(b",\"content\":");
     write_str(&mut out, text);
+    // One that is not whole is told anew.
+    let calls: Vec<_> = calls.iter().filter(|call| call.done).collect();
     if !calls.is_empty() {
         out.extend_from_slice(b",\"toolCalls\":");
-        list(&mut out, calls, |out, call| {
+        list(&mut out, &calls, |out, call| {
             out.extend_from_slice(b"{\"id\":");
             write_str(out, &call.wire_id);
             out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");

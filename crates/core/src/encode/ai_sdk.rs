@@ -179,7 +179,7 @@ impl Voice for Parts {
         Frame::new(out, "tool-input-delta").text("toolCallId", &call.wire_id).text("inputTextDelta", text).send();
     }
 
-    fn call_end(&mut self, call: &Call, whole: &ToolCall, out: &mut Vec<u8>) {
+    fn call_end(&mut self, call: &Call, whole: &ToolCall, _: bool, out: &mut Vec<u8>) {
         self.open_calls = self.open_calls.saturating_sub(1);
         let kind = if whole.arguments.is_some() { "tool-input-available" } else { "tool-input-error" };
         let frame = Frame::new(out, kind).text("toolCallId", &call.wire_id).text("toolName", &call.name);

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::Format;
 use super::openai_chat::Chat;
 use super::openai_responses::Responses;
-use crate::event::{Json, Kind};
+use crate::event::{Json, Kind, Text};
 use crate::reader::{Cursor, Follow, Poll, ReadError, ReadOptions, Reader};
 use crate::session::Session;
 
@@ -94,6 +94,11 @@ impl Request {
 
 fn parsed(json: &str) -> Value {
     serde_json::from_str(json).expect("the table holds JSON")
+}
+
+/// A call's name: one that nobody named must have one too.
+pub(super) fn whole_name(name: &Text) -> Text {
+    if name.is_empty() { Text::const_new("tool") } else { name.clone() }
 }
 
 /// A call's arguments as a client may parse them: some providers send nothing where there are none.

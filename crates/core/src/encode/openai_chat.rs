@@ -6,11 +6,11 @@
 //!
 //! Invariants: 1. id, created and model are equal on all chunks of a body; 2. exactly one `finish_reason` per choice,
 //! then `[DONE]`; or an `error` and no `[DONE]`; 3. nothing that was shown is contradicted in silence: where a call is
-//! withdrawn or history is missing, the stream ends with an error.
+//! withdrawn or turns out to be another, or history is missing, the stream ends with an error.
 
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, usage, whole_arguments};
+use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Completion, Event, FinishReason, Id, Json, Payload, Status, Text};
@@ -25,6 +25,7 @@ struct Call {
     message_id: Option<Id>,
     name: Text,
     arguments: String,
+    whole: bool,
     withdrawn: bool,
 }
 
@@ -179,15 +180,22 @@ impl Chat {
                     }
                 }
             }
-            Payload::ToolCallStart(start) if self.request.is_the_clients(start.kind, &start.name) => {
+            // Without a name it cannot be announced: it waits for its whole.
+            Payload::ToolCallStart(start) if !start.name.is_empty() && self.request.is_the_clients(start.kind, &start.name) => {
                 self.call(event.context.round, &start.call_id, start.message_id.as_ref(), &start.name, out);
             }
             Payload::ToolCallDelta(delta) => self.arguments(event.context.round, &delta.call_id, &delta.text, out),
             Payload::ToolCall(call) if self.request.is_the_clients(call.kind, &call.name) => {
                 let known = self.call(event.context.round, &call.call_id, call.message_id.as_ref(), &call.name, out);
-                let shown = &self.choices[known.0].calls[known.1].arguments;
-                if let Some(rest) = whole_arguments(&call.arguments_raw).strip_prefix(shown.as_str()).map(str::to_owned) {
-                    self.arguments(event.context.round, &call.call_id, &rest, out);
+                let Call { arguments: shown, whole: done, round, .. } = &mut self.choices[known.0].calls[known.1];
+                (*done, *round) = (true, event.context.round);
+                let whole = whole_arguments(&call.arguments_raw);
+                match whole.strip_prefix(shown.as_str()).map(str::to_owned) {
+                    Some(rest) => self.arguments(event.context.round, &call.call_id, &rest, out),
+                    None if self.whole => whole.clone_into(shown),
+                    None => {
+                        self.fail(out, "contradicted", "a tool call's arguments are others than were shown; it must not be run");
+                    }
                 }
             }
             Payload::Completion(completion) => self.complete(completion, out),
@@ -263,6 +271,7 @@ impl Chat {
             None => self.choice_at(0),
         };
         self.begin(at, out);
+        let name = whole_name(name);
         let index = self.choices[at].calls.len();
         self.chunk(at, out, |out| {
             out.extend_from_slice(br#""tool_calls":[{"index":"#);
@@ -270,18 +279,30 @@ impl Chat {
             out.extend_from_slice(br#","id":"#);
             write_str(out, id);
             out.extend_from_slice(br#","type":"function","function":{"name":"#);
-            write_str(out, name);
+            write_str(out, &name);
             out.extend_from_slice(br#","arguments":""}}]"#);
         });
-        let (id, message_id, name) = (id.clone(), message.cloned(), name.clone());
-        self.choices[at].calls.push(Call { round, id, message_id, name, arguments: String::new(), withdrawn: false });
+        let (id, message_id) = (id.clone(), message.cloned());
+        self.choices[at].calls.push(Call {
+            round,
+            id,
+            message_id,
+            name,
+            arguments: String::new(),
+            whole: false,
+            withdrawn: false,
+        });
         (at, index)
     }
 
+    /// The call that is being written under that id: the round's own, or else the one that is not whole.
     fn known(&self, round: u32, id: &Id) -> Option<(usize, usize)> {
-        self.choices.iter().enumerate().find_map(|(at, choice)| {
-            choice.calls.iter().position(|call| call.round == round && call.id == *id).map(|index| (at, index))
-        })
+        let find = |meant: &dyn Fn(&Call) -> bool| {
+            self.choices.iter().enumerate().find_map(|(at, choice)| {
+                choice.calls.iter().rposition(|call| call.id == *id && meant(call)).map(|index| (at, index))
+            })
+        };
+        find(&|call| call.round == round).or_else(|| find(&|call| !call.whole))
     }
 
     fn arguments(&mut self, round: u32, id: &Id, text: &str, out: &mut Vec<u8>) {

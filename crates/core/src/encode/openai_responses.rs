@@ -12,7 +12,7 @@
 
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, usage, whole_arguments};
+use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, Completion, Event, FinishReason, Id, Json, Kind, Payload, Status, Text};
@@ -183,7 +183,10 @@ impl Responses {
                 {
                     call.id = "".into(); // said anew under the same id
                 }
-                self.call(round, &start.call_id, &start.name, start.kind, start.message_id.as_ref(), out);
+                // Without a name it cannot be announced: it waits for its whole.
+                if !start.name.is_empty() {
+                    self.call(round, &start.call_id, &start.name, start.kind, start.message_id.as_ref(), out);
+                }
             }
             Payload::ToolCallDelta(delta) => {
                 if let Some(at) = self.known(round, &delta.call_id) {
@@ -191,18 +194,31 @@ impl Responses {
                 }
             }
             Payload::ToolCall(whole) => {
-                let at = self.call(round, &whole.call_id, &whole.name, whole.kind, whole.message_id.as_ref(), out);
-                self.end_arguments(at, whole_arguments(&whole.arguments_raw), out);
+                let message = whole.message_id.as_ref();
+                let mut at = self.call(round, &whole.call_id, &whole.name, whole.kind, message, out);
+                let arguments = whole_arguments(&whole.arguments_raw);
+                if let Content::Call(call) = &mut self.items[at].content
+                    && !call.whole
+                    && !arguments.starts_with(call.arguments.as_str())
+                {
+                    call.id = "".into(); // what was shown is withdrawn, and said anew under the same id
+                    self.close(at, "incomplete", out);
+                    self.items[at].withdrawn = true;
+                    at = self.call(round, &whole.call_id, &whole.name, whole.kind, message, out);
+                }
+                if let Content::Call(call) = &mut self.items[at].content {
+                    call.round = round;
+                }
+                self.end_arguments(at, arguments, out);
             }
             Payload::ToolResult(result) => {
                 let text = result.output.as_ref().map(|output| match output.to_value() {
                     Value::String(text) => text,
                     _ => output.as_str().to_owned(),
                 });
-                let waits = |at: &usize| self.items[*at].status == "in_progress";
-                if let Some(at) = self.known(round, &result.call_id).filter(waits)
+                let waits = |call: &Call| call.server.is_some() && call.output.is_none();
+                if let Some(at) = self.newest(&result.call_id, waits).filter(|at| self.items[*at].status == "in_progress")
                     && let Content::Call(call) = &mut self.items[at].content
-                    && call.server.is_some()
                 {
                     call.output = Some((text.unwrap_or_default(), result.is_error));
                     self.close(at, "completed", out);
@@ -358,13 +374,17 @@ impl Responses {
         });
     }
 
-    fn known(&self, round: u32, call_id: &Id) -> Option<usize> {
-        let call = |item: &Item, round: Option<u32>| match &item.content {
-            Content::Call(call) => call.id == *call_id && round.is_none_or(|round| call.round == round),
+    /// The newest call of that id that is meant: ids may come again in another round.
+    fn newest(&self, call_id: &Id, meant: impl Fn(&Call) -> bool) -> Option<usize> {
+        self.items.iter().rposition(|item| match &item.content {
+            Content::Call(call) => call.id == *call_id && meant(call),
             _ => false,
-        };
-        let find = |round| self.items.iter().rposition(|item| call(item, round));
-        find(Some(round)).or_else(|| find(None).filter(|at| self.items[*at].status == "in_progress"))
+        })
+    }
+
+    /// The call that is being written under that id: the round's own, or else the one that is not whole.
+    fn known(&self, round: u32, call_id: &Id) -> Option<usize> {
+        self.newest(call_id, |call| call.round == round).or_else(|| self.newest(call_id, |call| !call.whole))
     }
 
     fn call(&mut self, round: u32, call_id: &Id, name: &Text, kind: Kind, message: Option<&Id>, out: &mut Vec<u8>) -> usize {
@@ -373,7 +393,7 @@ impl Responses {
         }
         let clients = self.request.is_the_clients(kind, name);
         let server = (!clients).then(|| if kind == Kind::Client { "agent" } else { kind.as_str() });
-        let (id, name) = (call_id.clone(), name.clone());
+        let (id, name) = (call_id.clone(), whole_name(name));
         let call = Call { round, id, name, arguments: String::new(), whole: false, server, output: None };
         let at = self.add(if clients { "fc" } else { "mcp" }, message, Content::Call(call), out);
         if !clients {

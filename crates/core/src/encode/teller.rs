@@ -44,8 +44,8 @@ pub(super) trait Voice: fmt::Debug + Send {
     fn reset(&mut self, message_id: &Id, reason: Option<&str>, out: &mut Vec<u8>);
     fn call_start(&mut self, call: &Call, out: &mut Vec<u8>);
     fn call_delta(&mut self, call: &Call, text: &str, out: &mut Vec<u8>);
-    /// The call's arguments are whole, and all of them have been shown where the protocol shows pieces.
-    fn call_end(&mut self, call: &Call, whole: &ToolCall, out: &mut Vec<u8>);
+    /// The call's arguments are whole, and all of them have been shown where the protocol shows pieces; or others have.
+    fn call_end(&mut self, call: &Call, whole: &ToolCall, contradicted: bool, out: &mut Vec<u8>);
     fn call_output(&mut self, call: &Call, text: &str, out: &mut Vec<u8>);
     fn call_result(&mut self, call: &Call, result: &ToolResult, out: &mut Vec<u8>);
     /// Another answer to the same question, whole.
@@ -108,15 +108,17 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Call {
     id: Id,
-    /// The round that opened it: ids may come again in another.
+    /// The seq that began it.
+    seq: u64,
+    /// Its round, the one in which it was whole: ids may come again in another.
     round: u32,
     /// Its id on the wire: its own, unless an earlier call of the turn has that.
     pub(super) wire_id: Text,
     pub(super) name: Text,
     pub(super) kind: Kind,
     pub(super) message_id: Option<Id>,
-    /// Bytes of its arguments that were shown.
-    pub(super) shown: usize,
+    /// The arguments that were shown.
+    shown: String,
     started: bool,
     ended: bool,
     resulted: bool,
@@ -205,8 +207,13 @@ pub(super) struct PastCall<'a> {
     #[serde(skip)]
     pub(super) wire_id: Text,
     pub(super) name: Text,
+    /// The seq that began it: what tells it from others of its id.
     #[serde(default)]
-    round: Option<u32>,
+    seq: u64,
+    #[serde(default)]
+    pub(super) turn: u32,
+    #[serde(default)]
+    round: u32,
     #[serde(default)]
     kind: Option<Text>,
     #[serde(borrow, default)]
@@ -288,25 +295,21 @@ impl<'a> Past<'a> {
 
     fn read(state: &'a Json) -> Option<Self> {
         let mut past: Self = serde_json::from_str(state.as_str()).ok()?;
-        let mut seen: Vec<(Text, Option<u32>)> = Vec::new();
-        past.calls(|call| seen.push((call.call_id.clone(), call.round)));
+        let mut seen: Vec<(u32, Text, u64)> = Vec::new();
+        past.calls(|call| seen.push((call.turn, call.call_id.clone(), call.seq)));
         seen.sort_unstable();
         seen.dedup();
         past.calls(|call| {
-            let earlier = seen.iter().filter(|(id, round)| *id == call.call_id && *round < call.round).count();
-            call.wire_id = wire_id(&call.call_id, earlier);
+            let same = |(turn, id, seq): &&(u32, Text, u64)| (*turn, id) == (call.turn, &call.call_id) && *seq < call.seq;
+            let first = seen.partition_point(|(turn, id, _)| (*turn, id) < (call.turn, &call.call_id));
+            call.wire_id = wire_id(&call.call_id, seen[first..].iter().take_while(same).count());
         });
         Some(past)
     }
 
-    /// Each call of the newest turn.
-    fn calls(&mut self, mut see: impl FnMut(&mut PastCall<'a>)) {
-        let of_turn = self.messages.iter_mut().filter(|message| message.turn == self.turn);
-        let named = of_turn.flat_map(|message| &mut message.tool_calls);
-        named.chain(&mut self.other_calls).chain(&mut self.open_calls).for_each(&mut see);
-        for message in self.messages.iter_mut().filter(|message| message.turn != self.turn) {
-            message.tool_calls.iter_mut().for_each(|call| call.wire_id.clone_from(&call.call_id));
-        }
+    fn calls(&mut self, see: impl FnMut(&mut PastCall<'a>)) {
+        let named = self.messages.iter_mut().flat_map(|message| &mut message.tool_calls);
+        named.chain(&mut self.other_calls).chain(&mut self.open_calls).for_each(see);
     }
 }
 
@@ -419,11 +422,11 @@ impl<V: Voice> Teller<V> {
             }
             Payload::RefusalDelta(delta) => self.piece(&delta.message_id, Speech::Refusal, 0, &delta.text, out),
             Payload::ToolCallDelta(delta) => {
-                let at = self.call(&delta.call_id);
+                let at = self.call(&delta.call_id, |call| !call.ended);
                 self.arguments(at, &delta.text, out);
             }
             Payload::ToolOutputDelta(delta) => {
-                let at = self.call(&delta.call_id);
+                let at = self.call(&delta.call_id, |call| !call.resulted);
                 self.start_call(at, out);
                 self.voice.call_output(&self.calls[at], &delta.text, out);
             }
@@ -438,7 +441,8 @@ impl<V: Voice> Teller<V> {
             Payload::AssistantMessage(whole) => self.whole(whole, out),
             Payload::ToolCallStart(start) => self.open_call(start, out),
             Payload::ToolCall(whole) => {
-                let at = self.call(&whole.call_id);
+                let at = self.written_call(&whole.call_id);
+                self.calls[at].round = self.round;
                 self.whole_call(at, whole, out);
             }
             Payload::ToolResult(result) => self.result(result, out),
@@ -540,21 +544,35 @@ impl<V: Voice> Teller<V> {
 
     // calls
 
-    /// The newest call of that id; a new one where there is none.
-    fn call(&mut self, id: &Id) -> usize {
-        self.calls.iter().rposition(|call| call.id == *id).unwrap_or_else(|| self.new_call(id))
+    /// The newest call of that id that is meant; a new one where there is none.
+    fn call(&mut self, id: &Id, meant: impl Fn(&Call) -> bool) -> usize {
+        let known = self.newest(id, meant).or_else(|| self.newest(id, |_| true));
+        known.unwrap_or_else(|| self.new_call(id))
+    }
+
+    /// The newest call of that id that is meant, wherever a snapshot told it.
+    fn newest(&self, id: &Id, meant: impl Fn(&Call) -> bool) -> Option<usize> {
+        let known = self.calls.iter().enumerate().filter(|(_, call)| call.id == *id && meant(call));
+        known.max_by_key(|(_, call)| call.round).map(|(at, _)| at)
+    }
+
+    /// The call of that id that is being written: ids may come again in another round.
+    fn written_call(&mut self, id: &Id) -> usize {
+        let known = self.newest(id, |call| call.round == self.round).or_else(|| self.newest(id, |call| !call.ended));
+        known.unwrap_or_else(|| self.new_call(id))
     }
 
     fn new_call(&mut self, id: &Id) -> usize {
         let earlier = self.calls.iter().filter(|call| call.id == *id).count();
         self.calls.push(Call {
             id: id.clone(),
+            seq: self.seq,
             round: self.round,
             wire_id: wire_id(id, earlier),
             name: Text::default(),
             kind: Kind::Client,
             message_id: None,
-            shown: 0,
+            shown: String::new(),
             started: false,
             ended: false,
             resulted: false,
@@ -563,11 +581,7 @@ impl<V: Voice> Teller<V> {
     }
 
     fn open_call(&mut self, start: &ToolCallStart, out: &mut Vec<u8>) {
-        // The same id again, after its end: another call, of another round.
-        let at = match self.calls.iter().rposition(|call| call.id == start.call_id) {
-            Some(at) if !self.calls[at].ended => at,
-            _ => self.new_call(&start.call_id),
-        };
+        let at = self.written_call(&start.call_id);
         let call = &mut self.calls[at];
         if !call.started {
             (call.name, call.kind, call.message_id) = (start.name.clone(), start.kind, start.message_id.clone());
@@ -601,7 +615,7 @@ impl<V: Voice> Teller<V> {
             return;
         }
         self.start_call(at, out);
-        self.calls[at].shown += text.len();
+        self.calls[at].shown.push_str(text);
         self.voice.call_delta(&self.calls[at], text, out);
     }
 
@@ -615,11 +629,11 @@ impl<V: Voice> Teller<V> {
             call.message_id = whole.message_id.clone().or(call.message_id.take());
         }
         self.start_call(at, out);
-        if let Some(rest) = whole.arguments_raw.get(self.calls[at].shown..) {
-            self.arguments(at, rest, out);
-        }
-        self.calls[at].ended = true;
-        self.voice.call_end(&self.calls[at], whole, out);
+        let rest = whole.arguments_raw.strip_prefix(self.calls[at].shown.as_str());
+        self.arguments(at, rest.unwrap_or(""), out);
+        let call = &mut self.calls[at];
+        (call.ended, call.shown) = (true, String::new());
+        self.voice.call_end(&self.calls[at], whole, rest.is_none(), out);
     }
 
     /// Ends a call whose whole is not going to come.
@@ -629,7 +643,7 @@ impl<V: Voice> Teller<V> {
             call_id: call.id.clone(),
             name: call.name.clone(),
             arguments: None,
-            arguments_raw: Text::default(),
+            arguments_raw: call.shown.as_str().into(),
             arguments_error: Some(Text::const_new("the arguments were cut off")),
             kind: call.kind,
             message_id: call.message_id.clone(),
@@ -639,8 +653,12 @@ impl<V: Voice> Teller<V> {
 
     fn result(&mut self, result: &ToolResult, out: &mut Vec<u8>) {
         // Ids may come again: the result is that of the newest call that has none.
-        let waiting = self.calls.iter().rposition(|call| call.id == result.call_id && !call.resulted);
+        let waiting = self.newest(&result.call_id, |call| !call.resulted);
         let at = waiting.unwrap_or_else(|| self.new_call(&result.call_id));
+        self.give_result(at, result, out);
+    }
+
+    fn give_result(&mut self, at: usize, result: &ToolResult, out: &mut Vec<u8>) {
         if !self.calls[at].ended {
             // A result of what nobody called: the protocols want a call.
             let whole = ToolCall {
@@ -707,7 +725,7 @@ impl<V: Voice> Teller<V> {
         for message in past.messages.iter().filter(|message| message.turn == past.turn && message.role != "user") {
             self.past_message(message, told && message.done, out);
         }
-        for call in past.other_calls.iter().chain(&past.open_calls) {
+        for call in past.other_calls.iter().filter(|call| call.turn == past.turn).chain(&past.open_calls) {
             self.past_call(call, None, told && call.status.is_some(), out);
         }
         let seen = self.seq;
@@ -748,7 +766,7 @@ impl<V: Voice> Teller<V> {
         }
         let id = past.id();
         for call in &past.tool_calls {
-            self.past_call(call, Some(&id), told, out);
+            self.past_call(call, Some(&id), told && call.done, out);
         }
         if past.done && !self.messages[at].done {
             self.close_part(at, out);
@@ -761,10 +779,10 @@ impl<V: Voice> Teller<V> {
 
     fn past_call(&mut self, past: &PastCall<'_>, message_id: Option<&Id>, told: bool, out: &mut Vec<u8>) {
         let whole = past.whole(message_id);
-        self.round = past.round.unwrap_or(self.round);
-        let same = |call: &Call| call.id == whole.call_id && past.round.is_none_or(|round| round == call.round);
-        let at = self.calls.iter().rposition(same).unwrap_or_else(|| self.new_call(&whole.call_id));
+        let known = self.calls.iter().position(|call| call.seq == past.seq && call.id == whole.call_id);
+        let at = known.unwrap_or_else(|| self.new_call(&whole.call_id));
         let call = &mut self.calls[at];
+        (call.seq, call.round) = (past.seq, past.round);
         if !call.started {
             (call.name, call.kind, call.message_id) = (whole.name.clone(), whole.kind, message_id.cloned());
             call.wire_id.clone_from(&past.wire_id);
@@ -775,7 +793,7 @@ impl<V: Voice> Teller<V> {
         }
         if past.done {
             self.whole_call(at, &whole, out);
-        } else if let Some(rest) = past.arguments_raw.get(call.shown..) {
+        } else if let Some(rest) = past.arguments_raw.strip_prefix(call.shown.as_str()) {
             if !past.name.is_empty() {
                 self.start_call(at, out);
             }
@@ -787,7 +805,7 @@ impl<V: Voice> Teller<V> {
         if let Some(result) = past.result()
             && !self.calls[at].resulted
         {
-            self.result(&result, out);
+            self.give_result(at, &result, out);
         }
     }
 }

@@ -140,11 +140,6 @@ macro_rules! define {
                 match self { $(Self::$name(_) => class!($class)),* }
             }
 
-            /// The names of a type's own fields, in order.
-            pub fn field_names(&self) -> &'static [&'static str] {
-                match self { $(Self::$name(_) => &[$(stringify!($field)),*]),* }
-            }
-
             /// Looks at each own field in order; absent ones are [`Value::Null`].
             #[allow(unused_variables, reason = "a type may have no fields")]
             pub fn each_field<'a>(&'a self, see: &mut dyn FnMut(&'static str, Value<'a>)) {

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use super::assemble::NO_MESSAGE;
 use super::bytes::{Joiner, decode};
-use super::lax::text_of;
+use super::lax::{is_nothing, text_of};
 use super::wire::{Object, pass, unknown};
 use super::{Assembler, Likeness, Malformed, Provider, UsageCounts, fault};
 use crate::event::json::{write_str, write_u64};
@@ -608,25 +608,27 @@ impl Codex {
                 if let (Some(phase), Some(message)) = (item.raw("phase"), out.message_id(key)) {
                     pass_of("phase", &message, phase, out)?;
                 }
+                beside(item, what, out)?;
                 self.done(&id);
                 out.end_message(key, FinishReason::Stop);
                 Ok(())
             }
             What::Reasoning => {
                 self.reasoning_whole(&id, item, out);
-                Ok(())
+                beside(item, what, out)
             }
             What::Tool(kind) => {
                 // Known as something else: its start was of a kind that nobody knows.
                 if !self.items.get(&*id).is_some_and(|known| matches!(known.what, What::Tool(_))) {
                     self.tool_start(&id, kind, item, out)?;
                 }
-                self.tool_end(&id, kind, item, out)
+                self.tool_end(&id, kind, item, out)?;
+                beside(item, what, out)
             }
             What::Image => {
                 self.add(&id, what).done = true;
                 image(item, out);
-                Ok(())
+                beside(item, what, out)
             }
             What::User => self.started(item, raw, out),
             What::Error => {
@@ -858,6 +860,37 @@ fn listed(list: &[&str], name: &str) -> bool {
 fn kind_of(item: &Fields<'_>) -> What {
     let kind = item.text("type");
     What::of(if kind.is_empty() { item.text("item_type") } else { kind }.as_ref())
+}
+
+/// What a completed item says besides what its events hold: how long it took, who asked for it, thoughts behind a summary.
+fn beside(item: &Fields<'_>, what: What, out: &mut Assembler) -> Result<(), Malformed> {
+    let known: &[&str] = match what {
+        What::Message => &["text", "phase"],
+        // The thoughts themselves were shown where there is no summary.
+        What::Reasoning if item.list("summary").is_empty() => &["summary", "content", "text"],
+        What::Reasoning => &["summary", "text"],
+        What::Image => &["savedPath", "result"],
+        What::Tool(Kind::Command) => &["command", "cwd", "aggregatedOutput", "exitCode", "capReached"],
+        What::Tool(Kind::FileChange) => &["changes"],
+        What::Tool(Kind::Server) => &["query", "action", "path", "prompt", "receiverThreadIds", "agentsStates", "tool"],
+        _ => &["server", "tool", "arguments", "success", "contentItems"],
+    };
+    let always = ["type", "itemType", "id", "status", "result", "error"];
+    let is_known = |name: &str| always.iter().chain(known).any(|known| *known == name || snake(known) == name);
+    let mut data = b"{\"id\":".to_vec();
+    write_str(&mut data, &item.text("id"));
+    let empty = data.len();
+    for (name, raw) in item.0.members().filter(|(name, raw)| !is_nothing(raw) && !is_known(name)) {
+        data.push(b',');
+        write_str(&mut data, name);
+        data.push(b':');
+        data.extend_from_slice(Json::from_raw(raw)?.as_str().as_bytes());
+    }
+    if data.len() > empty {
+        data.push(b'}');
+        out.provider_event("item/completed", Some(Json::from_written(data)));
+    }
+    Ok(())
 }
 
 /// The name of a process that has no item.

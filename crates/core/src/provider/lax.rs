@@ -256,7 +256,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
                 }
                 Ok(Content::Parts(parts))
             }
-            absent!(unit bool number map);
+            /// One part that is in no list.
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut text = Word::default();
+                while let Some(key) = map.next_key::<Key<'de>>()? {
+                    match &*key.0 {
+                        "text" | "content" | "summary" => text.replace(map.next_value()?),
+                        _ => skip(&mut map)?,
+                    }
+                }
+                Ok(text.0.map_or(Content::Absent, Content::Text))
+            }
+            absent!(unit bool number);
         }
         deserializer.deserialize_any(Reader)
     }

@@ -500,7 +500,8 @@ impl OpenAiChat {
         let free_text = call.custom.here;
         let function = if free_text { call.custom } else { call.function };
         let (id, name) = (call.id.as_str(), function.name.as_str());
-        let Some(key) = self.call_key(index, call.index, id, name, out) else {
+        let arguments = function.arguments.map(text_of).unwrap_or_default();
+        let Some(key) = self.call_key(index, call.index, (id, name, &arguments), out) else {
             out.disorder("stray_arguments", "arguments for a call that never began");
             return;
         };
@@ -511,8 +512,8 @@ impl OpenAiChat {
         if free_text {
             out.arguments_are_text(key);
         }
-        if let Some(arguments) = function.arguments {
-            out.arguments(key, &text_of(arguments));
+        if function.arguments.is_some() {
+            out.arguments(key, &arguments);
         }
         for (name, raw) in call.others.into_iter().chain(function.others) {
             self.delta_member(&format!("tool_call.{name}"), raw, out);
@@ -520,11 +521,11 @@ impl OpenAiChat {
     }
 
     /// Which call a piece belongs to: by index, else by id, else a named piece begins one and a nameless one goes on.
-    fn call_key(&mut self, index: u64, slot: Count, id: &str, name: &str, out: &Assembler) -> Option<u64> {
+    fn call_key(&mut self, index: u64, slot: Count, (id, name, piece): (&str, &str, &str), out: &Assembler) -> Option<u64> {
         let answer = &mut self.answers[index as usize];
         let known = match slot.0 {
             Some(slot) => match answer.calls.get_mut(&slot) {
-                Some(slot) if !begins_another(slot, id, name, out.arguments_so_far(slot.key)) => {
+                Some(slot) if !begins_another(slot, (id, name, piece), out.arguments_so_far(slot.key)) => {
                     for (mine, theirs) in [(&mut slot.id, id), (&mut slot.name, name)] {
                         if mine.is_empty() && !theirs.is_empty() {
                             *mine = theirs.into();
@@ -638,7 +639,7 @@ impl OpenAiChat {
 
 /// Whether a piece under a call's index begins another call. Gemini's endpoint numbers all of them 0, one whole call after
 /// the other; others repeat the start of one call, or change its id as they go.
-fn begins_another(open: &Slot, id: &str, name: &str, arguments: &str) -> bool {
+fn begins_another(open: &Slot, (id, name, piece): (&str, &str, &str), arguments: &str) -> bool {
     if name.is_empty() || open.name.is_empty() {
         return false;
     }
@@ -649,7 +650,9 @@ fn begins_another(open: &Slot, id: &str, name: &str, arguments: &str) -> bool {
     }
     // Only the end is looked at, so that a thousand such pieces cost a thousand looks.
     let end = arguments.as_bytes().iter().rev().take(64).find(|byte| !byte.is_ascii_whitespace());
-    (other_id || other_name) && end == Some(&b'}')
+    // The same name again, and an object after a whole one: where nothing has an id, that is the only sign.
+    let again = || id.is_empty() && piece.starts_with('{') && arguments.len() < 16 << 10 && Json::parse(arguments).is_ok();
+    end == Some(&b'}') && (other_id || other_name || again())
 }
 
 /// A chunk that has nothing of one: an error in another form, or a kind of its own.

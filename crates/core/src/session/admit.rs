@@ -21,6 +21,34 @@ fn cut(text: &str, max: usize) -> Option<Text> {
     Some(text[..end].into())
 }
 
+fn no_call() -> ToolCall {
+    ToolCall {
+        call_id: "".into(),
+        name: Text::default(),
+        arguments: None,
+        arguments_raw: Text::default(),
+        arguments_error: None,
+        kind: Kind::Client,
+        message_id: None,
+    }
+}
+
+/// Whether the pieces of a call's arguments have said what its whole says, if in other words: then theirs stand, so that the
+/// whole is what was shown.
+fn said_already(whole: &ToolCall, pieces: &str) -> bool {
+    if pieces.is_empty() || whole.arguments_raw.starts_with(pieces) {
+        return false;
+    }
+    match &whole.arguments {
+        Some(arguments) => Json::parse(pieces).is_ok_and(|said| said.to_value() == arguments.to_value()),
+        None if whole.arguments_raw.is_empty() => true,
+        None => match (Json::parse(pieces), Json::parse(&whole.arguments_raw)) {
+            (Ok(said), Ok(raw)) => said.to_value() == raw.to_value(),
+            _ => false,
+        },
+    }
+}
+
 impl Inner {
     /// Which turn an emit means, or why there is none.
     pub(super) fn enter(&mut self, session: &Arc<str>, turn: Option<u32>) -> Result<u32, SessionError> {
@@ -145,7 +173,7 @@ impl Inner {
                 if start.call_id.is_empty() {
                     start.call_id = self.mint("call", turn);
                 }
-                if self.same_round_call(turn, &start.call_id).is_some() {
+                if self.written_call(turn, &start.call_id).is_some() {
                     self.duplicate()
                 } else {
                     self.push(Payload::ToolCallStart(start), extra, turn)
@@ -242,10 +270,10 @@ impl Inner {
         self.state.message(id)
     }
 
-    /// The call of that id in the round that is being written: ids may come again in the next one.
-    fn same_round_call(&self, turn: u32, id: &str) -> Option<usize> {
+    /// The call of that id that is being written: ids may come again in the next round.
+    fn written_call(&self, turn: u32, id: &str) -> Option<usize> {
         let round = if turn == self.state.turn { self.state.round } else { 0 };
-        self.state.call_of_round(turn, round, id)
+        self.state.call_written(turn, round, id)
     }
 
     /// Whether what comes for this call comes after its result: an earlier turn's cancel has answered it, for one.
@@ -386,6 +414,22 @@ impl Inner {
         if whole.call_id.is_empty() {
             whole.call_id = self.mint("call", turn);
         }
+        let known = self.written_call(turn, &whole.call_id);
+        if let Some(at) = known {
+            let call = &self.state.calls[at];
+            if call.done {
+                return self.duplicate();
+            }
+            if whole.name.is_empty() {
+                whole.name.clone_from(&call.name);
+            }
+            if whole.message_id.is_none() {
+                whole.message_id.clone_from(&call.message_id);
+            }
+            if said_already(&whole, &call.arguments_raw) {
+                whole.arguments_raw = call.arguments_raw.as_str().into();
+            }
+        }
         // Whoever gives only one form of the arguments gets the other.
         match (&whole.arguments, whole.arguments_raw.is_empty()) {
             (Some(arguments), true) => whole.arguments_raw = arguments.as_str().into(),
@@ -398,26 +442,14 @@ impl Inner {
             }
             _ => {}
         }
-        match self.same_round_call(turn, &whole.call_id) {
-            Some(at) if self.state.calls[at].done => return self.duplicate(),
-            Some(at) => {
-                let call = &self.state.calls[at];
-                if whole.name.is_empty() {
-                    whole.name.clone_from(&call.name);
-                }
-                if whole.message_id.is_none() {
-                    whole.message_id.clone_from(&call.message_id);
-                }
-            }
-            None => {
-                let start = ToolCallStart {
-                    call_id: whole.call_id.clone(),
-                    name: whole.name.clone(),
-                    kind: whole.kind,
-                    message_id: whole.message_id.clone(),
-                };
-                self.push(start.into(), None, turn);
-            }
+        if known.is_none() {
+            let start = ToolCallStart {
+                call_id: whole.call_id.clone(),
+                name: whole.name.clone(),
+                kind: whole.kind,
+                message_id: whole.message_id.clone(),
+            };
+            self.push(start.into(), None, turn);
         }
         self.push(whole.into(), extra, turn)
     }
@@ -456,8 +488,14 @@ impl Inner {
         match self.state.call(turn, round, &result.call_id) {
             Some(at) if self.state.calls[at].status.is_some() => return self.duplicate(),
             Some(at) => self.close_call(turn, at),
+            // All of that id have theirs.
+            None if self.state.knows_call(turn, &result.call_id) => return self.duplicate(),
             None if self.is_late(turn, &result.call_id) => return self.late(),
-            None => {}
+            None => {
+                // Nobody made it: it is made here, so that no result stands alone.
+                let (call_id, name) = (result.call_id.clone(), result.name.clone().unwrap_or_default());
+                self.admit_call(turn, ToolCall { call_id, name, ..no_call() }, None);
+            }
         }
         self.push(result.into(), extra, turn)
     }

@@ -53,7 +53,7 @@ pub struct MessageState {
 pub struct CallState {
     /// Its turn.
     pub turn: u32,
-    /// Its round: ids may come again in another.
+    /// Its round, the one in which it was whole: ids may come again in another.
     pub round: u32,
     /// Its id.
     pub id: Id,
@@ -241,6 +241,27 @@ impl State {
         newest.is_some_and(|call| call.status.is_some() && !call.name.is_empty())
     }
 
+    /// The call that a beginning or a whole in this turn and round is of: the round's own, or else the one that is not whole yet.
+    /// Where there is none, the id comes anew.
+    pub fn call_written(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+        let known = self.call_index.get(id)?;
+        let written = |at: &usize| self.calls[*at].turn == turn && !self.calls[*at].done;
+        self.call_of_round(turn, round, id).or_else(|| known.iter().rev().copied().find(written))
+    }
+
+    /// The call that a result in this turn and round answers: the round's own, or else the newest that waits for one.
+    pub fn call_waiting(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+        self.call(turn, round, id).filter(|at| self.calls[*at].status.is_none()).or_else(|| {
+            let of_turn = |at: &usize| self.calls[*at].turn == turn && self.calls[*at].status.is_none();
+            self.call_index.get(id)?.iter().rev().copied().find(of_turn)
+        })
+    }
+
+    /// Whether the turn has a call of that id, in whatever round.
+    pub fn knows_call(&self, turn: u32, id: &str) -> bool {
+        self.call_index.get(id).is_some_and(|known| known.iter().any(|at| self.calls[*at].turn == turn))
+    }
+
     fn add_message(&mut self, message: MessageState) {
         self.message_index.insert(message.id.clone(), self.messages.len());
         self.messages.push(message);
@@ -349,7 +370,8 @@ impl State {
                 }
             }
             Payload::ToolCallStart(start) => {
-                let call = self.open_call(event, &start.call_id);
+                let at = self.call_written(turn, round, &start.call_id);
+                let call = self.call_at(at, event, &start.call_id);
                 call.name.clone_from(&start.name);
                 call.kind = start.kind;
                 call.message_id.clone_from(&start.message_id);
@@ -359,7 +381,9 @@ impl State {
                 }
             }
             Payload::ToolCall(whole) => {
-                let call = self.open_call(event, &whole.call_id);
+                let at = self.call_written(turn, round, &whole.call_id);
+                let call = self.call_at(at, event, &whole.call_id);
+                call.round = round;
                 call.name.clone_from(&whole.name);
                 call.kind = whole.kind;
                 call.arguments_raw = whole.arguments_raw.to_string();
@@ -370,7 +394,8 @@ impl State {
                 }
             }
             Payload::ToolResult(result) => {
-                let call = self.open_call(event, &result.call_id);
+                let at = self.call_waiting(turn, round, &result.call_id);
+                let call = self.call_at(at, event, &result.call_id);
                 call.status = Some(result.status.clone());
                 call.output.clone_from(&result.output);
                 call.is_error = result.is_error;
@@ -562,8 +587,13 @@ impl State {
     }
 
     fn open_call(&mut self, event: &Event, id: &Id) -> &mut CallState {
+        self.call_at(self.call(event.context.turn, event.context.round, id), event, id)
+    }
+
+    /// That call, or a new one of the event's round.
+    fn call_at(&mut self, at: Option<usize>, event: &Event, id: &Id) -> &mut CallState {
         let (turn, round) = (event.context.turn, event.context.round);
-        let index = self.call(turn, round, id).unwrap_or_else(|| {
+        let index = at.unwrap_or_else(|| {
             self.call_index.entry(id.clone()).or_default().push(self.calls.len());
             self.calls.push(CallState {
                 turn,
@@ -743,9 +773,15 @@ impl State {
         Some(object(out))
     }
 
-    fn is_named(&self, call: &CallState) -> bool {
-        let at = call.message_id.as_ref().and_then(|id| self.message(id));
-        at.is_some_and(|at| self.messages[at].calls.iter().any(|named| named.call_id == call.id))
+    /// Where the calls stand that the message names so: its own, of several rounds, or else the newest that is of no message.
+    fn calls_of(&self, message: &MessageState, call: &CallRef) -> Vec<usize> {
+        let Some(known) = self.call_index.get(&call.call_id) else { return Vec::new() };
+        let of = |owner: Option<&Id>| {
+            let same = |at: &usize| (self.calls[*at].turn, self.calls[*at].message_id.as_ref()) == (message.turn, owner);
+            known.iter().copied().filter(same).collect::<Vec<_>>()
+        };
+        let own = of(Some(&message.id));
+        if own.is_empty() { of(None).pop().into_iter().collect() } else { own }
     }
 
     fn message_json(&self, message: &MessageState, attached: &[&Event]) -> Json {
@@ -770,15 +806,13 @@ impl State {
             write_str(&mut out, refusal);
         }
         key(&mut out, "tool_calls");
-        list(&mut out, message.calls.iter(), |out, call| {
-            let of = |owner: Option<&Id>| {
-                let same = |known: &&CallState| (known.turn, known.message_id.as_ref()) == (message.turn, owner);
-                self.call_index.get(&call.call_id)?.iter().map(|at| &self.calls[*at]).rfind(same)
-            };
-            // One of a later round may have the same id and no message.
-            let known = of(Some(&message.id)).or_else(|| of(None));
-            call_json(known, call).write(out);
+        let calls = message.calls.iter().flat_map(|call| {
+            let known = self.calls_of(message, call);
+            // One that nobody began is a name.
+            let unknown = known.is_empty().then_some(None);
+            known.into_iter().map(Some).chain(unknown).map(move |at| (at, call))
         });
+        list(&mut out, calls, |out, (at, call)| call_json(at.map(|at| &self.calls[at]), call).write(out));
         let of_kind = |citation: bool| attached.iter().filter(move |one| matches!(one.payload, Payload::Citation(_)) == citation);
         for (name, citation) in [("citations", true), ("files", false)] {
             if of_kind(citation).next().is_some() {
@@ -828,14 +862,15 @@ impl State {
         }
         key(&mut out, "messages");
         self.messages_json().write(&mut out);
-        // Those that wait for their result, and of the rest those that no message names.
+        // Those of the newest turn that wait for their result, and of all others those that no message names.
+        let waits = |call: &CallState| call.turn == self.turn && call.status.is_none();
+        let named = self.messages.iter().flat_map(|message| message.calls.iter().map(move |call| (message, call)));
+        let named: HashSet<usize> = named.flat_map(|(message, call)| self.calls_of(message, call)).collect();
         for (name, open) in [("open_calls", true), ("other_calls", false)] {
             key(&mut out, name);
-            let calls = self
-                .calls
-                .iter()
-                .filter(|call| call.turn == self.turn && call.status.is_none() == open && (open || !self.is_named(call)));
-            list(&mut out, calls, |out, call| {
+            let calls = self.calls.iter().enumerate();
+            let calls = calls.filter(|(at, call)| waits(call) == open && (open || !named.contains(at)));
+            list(&mut out, calls, |out, (_, call)| {
                 call_json(Some(call), &CallRef { call_id: call.id.clone(), name: call.name.clone() }).write(out);
             });
         }
@@ -899,8 +934,10 @@ fn call_json(known: Option<&CallState>, call: &CallRef) -> Json {
     key(&mut out, "name");
     call.name.write(&mut out);
     if let Some(known) = known {
-        key(&mut out, "round");
-        write_u64(&mut out, known.round.into());
+        for (name, number) in [("seq", known.seq), ("turn", known.turn.into()), ("round", known.round.into())] {
+            key(&mut out, name);
+            write_u64(&mut out, number);
+        }
         key(&mut out, "kind");
         known.kind.write(&mut out);
         key(&mut out, "arguments");

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::keeper::{Asked, patience};
-use super::state::error_json;
+use super::state::{CallState, error_json};
 use super::{Inner, Session, SessionError};
 use crate::event::{
     AssistantMessage, Completion, Error, FinishReason, Json, Kind, Origin, Payload, RoundEnd, StageEnd, Status, Text, ToolResult,
@@ -339,18 +339,22 @@ impl Inner {
     /// A call that waits for its result gets one when the work is stopped; a completed turn may leave its calls to the
     /// client.
     fn close_calls(&mut self, turn: u32, status: Status) {
-        let of_turn = self.state.calls.iter().filter(|call| call.turn == turn);
-        let open = of_turn.filter(|call| !call.done || call.status.is_none());
-        for (id, round) in open.map(|call| (call.id.clone(), call.round)).collect::<Vec<_>>() {
-            // Looked up one by one: a result may make the state drop what is finished.
-            let Some(at) = self.state.call_of_round(turn, round, &id) else { continue };
-            self.close_call(turn, at);
-            let call = &self.state.calls[at];
-            if call.status.is_none() && status != Status::Completed && call.kind == Kind::Client {
-                let (call_id, name) = (call.id.clone(), Some(call.name.clone()));
-                let status = if status == Status::Cancelled { "cancelled" } else { "failed" };
-                self.push(ToolResult { call_id, output: None, is_error: true, status: status.into(), name }.into(), None, turn);
+        // All are whole before any has its result. None leaves the state before it has both.
+        for at in 0..self.state.calls.len() {
+            if self.state.calls[at].turn == turn {
+                self.close_call(turn, at);
             }
+        }
+        let waits = |call: &&CallState| call.turn == turn && call.status.is_none() && call.kind == Kind::Client;
+        let waiting = self.state.calls.iter().filter(waits).map(|call| (call.id.clone(), call.name.clone())).collect::<Vec<_>>();
+        let word = match status {
+            Status::Completed => return,
+            Status::Cancelled => "cancelled",
+            Status::Failed | Status::Incomplete => "failed",
+        };
+        for (call_id, name) in waiting {
+            let result = ToolResult { call_id, output: None, is_error: true, status: word.into(), name: Some(name) };
+            self.push(result.into(), None, turn);
         }
     }
 }

@@ -6,8 +6,8 @@ use std::task::Waker;
 use std::time::Duration;
 
 use turnstream_core::reader::{Cursor, Follow, Poll, ReadOptions, Reader, Status as Taken};
-use turnstream_core::session::{Hub, Limits, Session, StoreOptions};
-use turnstream_core::store::{Durability, LogStore};
+use turnstream_core::session::{Hub, Limits, Session, SessionError, StoreOptions};
+use turnstream_core::store::{Append, Durability, LogStore, StoreError};
 
 use crate::kit::{DAMAGED, LIMIT, Switch, Unpark, WAITING, end, hub, kinds, memory, read_until, say, start, until};
 
@@ -134,4 +134,63 @@ fn a_page_that_does_not_come_is_told() {
     store.delete("s").unwrap();
     let lines = read_until(&session, None, Follow::None, |_| false);
     assert!(lines[0].contains(r#""reason":"trimmed""#), "{}", lines[0]);
+}
+
+/// Readers that come anywhere and step as they like, while what they read leaves the memory under them.
+#[test]
+fn readers_of_any_pace_see_one_history() {
+    let store = memory();
+    let (_hub, session) = long(&store, 3);
+    let last = session.position().head + 60 * 22;
+    std::thread::scope(|scope| {
+        for number in 1..=6_u64 {
+            let session = &session;
+            scope.spawn(move || {
+                let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+                let mut dice = number;
+                let mut roll = |sides: u64| {
+                    dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(number);
+                    (dice >> 33) % sides
+                };
+                let (mut items, mut seq) = (Vec::new(), 0);
+                while seq < last {
+                    // Comes anew, somewhere before where it was, and reads a while.
+                    seq -= roll(seq.min(70) + 1);
+                    let after = Some(Cursor::new(session.epoch(), seq));
+                    let options = ReadOptions { after, follow: Follow::Session, ..ReadOptions::default() };
+                    let mut reader = Reader::open(session, &options).unwrap();
+                    for _ in 0..=roll(12) {
+                        let poll = reader.poll(1 + roll(40) as usize, &mut items);
+                        for item in items.drain(..) {
+                            seq += 1;
+                            assert_eq!(item.event().seq, seq, "{}", item.event().to_json());
+                        }
+                        if poll == Poll::Pending && seq < last && reader.park(&waker) {
+                            std::thread::park_timeout(LIMIT);
+                        }
+                    }
+                }
+            });
+        }
+        for _ in 0..60 {
+            let turn = start(&session);
+            (0..18).for_each(|_| assert!(say(&session, "more").is_ok()));
+            end(&session, turn);
+        }
+    });
+    assert_eq!(session.position().head, last);
+}
+
+/// What a newer program may have written.
+#[test]
+fn a_session_with_an_event_of_an_unknown_type_is_refused() {
+    let store = memory();
+    let fence = store.claim("s", "newer", "epoch", Duration::ZERO).unwrap().fence;
+    let data = b"{\"type\":\"from_the_future\",\"seq\":1,\"session\":\"s\",\"turn\":0,\"round\":0,\"time\":1}\n";
+    assert_eq!(store.append(&[Append { session: "s", fence, first: 1, last: 1, ended: None, data }]), [Ok(1)]);
+    let hub = hub(&store, Duration::from_secs(10), Durability::Process);
+    for _ in 0..2 {
+        assert!(matches!(hub.session(Some("s")), Err(SessionError::Store(StoreError::Corrupt(_)))));
+    }
+    assert_eq!(store.read("s", 0, 1 << 20).unwrap().blocks.concat(), data);
 }

@@ -89,6 +89,8 @@ pub fn end(session: &Session, turn: u32) {
     assert!(session.end_turn(turn, Ending::default()));
 }
 
+/// There is no room.
+pub const FULL: u8 = 2;
 /// Reads wait until the store works.
 pub const WAITING: u8 = 3;
 /// Reads find damage.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use kit::{Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
+use kit::{FAILING, FULL, Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::reader::{Cursor, Follow, ReadOptions, Reader, Status as Taken};
 use turnstream_core::session::{BACKLOG_EVENTS, Ending, Hub, Limits, PATIENCE, Session, SessionError, StoreOptions, TurnOptions};
@@ -144,6 +144,12 @@ fn a_restart_goes_on_where_the_process_ended() {
 
 #[test]
 fn edge_58_what_the_store_refuses_has_not_happened() {
+    refused_by(FULL, "store_full", |error| matches!(error, StoreError::Full(_)));
+    refused_by(FAILING, "store_io", |error| matches!(error, StoreError::Io(_)));
+}
+
+fn refused_by(mode: u8, reason: &str, says: fn(&StoreError) -> bool) {
+    let told = |error: &SessionError| matches!(error, SessionError::Store(error) if says(error));
     let store = memory();
     let switch = Switch::new(&store);
     let hub = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_millis(500), Durability::Process);
@@ -160,23 +166,23 @@ fn edge_58_what_the_store_refuses_has_not_happened() {
             move || stopped.store(1, Ordering::SeqCst)
         }),
     );
-    switch.set(2);
+    switch.set(mode);
     let lost = say(&session, "lost").unwrap();
     assert_eq!(lost, head + 1);
     assert!(!session.flush());
     assert_eq!(session.position().head, head, "nobody sees it");
     until("the work is told to stop", || stopped.load(Ordering::SeqCst) == 1);
     let (payload, _) = Payload::from_json("text_delta", r#"{"text":"more"}"#).unwrap();
-    assert!(matches!(session.emit(Some(turn), payload, None), Err(SessionError::Store(StoreError::Full(_)))));
+    assert!(told(&session.emit(Some(turn), payload, None).unwrap_err()));
     switch.set(0);
     let lines = read_turn(&session);
     assert!(lines[head as usize].contains(&format!("\"seq\":{lost},")), "its seq is given anew");
-    assert!(lines.last().unwrap().contains(r#""status":"failed","reason":"store_full""#));
+    assert!(lines.last().unwrap().contains(&format!(r#""status":"failed","reason":"{reason}""#)));
     assert!(!lines.concat().contains(r#""text":"lost""#));
     let head = session.position().head;
-    switch.set(2);
+    switch.set(mode);
     let refused = session.start_turn(TurnOptions::default()).unwrap_err();
-    assert!(matches!(refused, SessionError::Store(StoreError::Full(_))), "{refused}");
+    assert!(told(&refused), "{refused}");
     assert_eq!(
         (session.position().head, session.is_running(turn + 1)),
         (head, false),
