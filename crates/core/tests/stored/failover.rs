@@ -279,7 +279,8 @@ fn no_call_waits_longer_than_its_limit() {
     let bounded = |what: &str, act: &mut dyn FnMut()| {
         let before = Instant::now();
         act();
-        assert!(before.elapsed() < PATIENCE + PATIENCE / 2, "{what} took {:?}", before.elapsed());
+        // A busy machine adds to it; the store would add two seconds.
+        assert!(before.elapsed() < PATIENCE * 3, "{what} took {:?}", before.elapsed());
     };
     let away = |error: Option<SessionError>| {
         assert!(matches!(error, Some(SessionError::Store(StoreError::Unavailable(_)))), "{error:?}");
@@ -291,7 +292,7 @@ fn no_call_waits_longer_than_its_limit() {
     let running = slow.session(Some("running")).unwrap();
     let turn = start(&running);
     let mut unknown = None;
-    switch.slow(Duration::from_millis(1500));
+    switch.slow(Duration::from_millis(2500));
     bounded("a new session", &mut || away(slow.session(Some("new")).err()));
     bounded("a lookup", &mut || unknown = slow.find("nobody").err());
     away(unknown);
