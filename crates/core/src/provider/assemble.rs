@@ -692,13 +692,6 @@ impl Assembler {
         }
     }
 
-    /// Closes message `key` now, where the provider says that it is done; the rest close with the round.
-    pub fn close_message(&mut self, key: u64) {
-        if let Some(index) = self.find(key) {
-            self.close_at(index);
-        }
-    }
-
     /// The provider begins anew instead of ending message `key`: withdraws what was shown, its open calls too, and closes
     /// it, empty.
     pub fn withdraw(&mut self, key: u64, reason: &str) {
