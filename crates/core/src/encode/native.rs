@@ -7,7 +7,6 @@ use std::io::Write as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 
 use super::{Encoder, Opening, sse};
 use crate::event::{Class, Context, Event, Payload, StreamClose, StreamOpen, TYPES, Text};
@@ -67,7 +66,7 @@ impl Encoder for Native {
                 let frame = entry.frame.get_or_init(|| {
                     let mut frame = Vec::with_capacity(256);
                     write_event(&mut frame, self.framing, session.epoch(), &entry.event);
-                    Bytes::from(frame)
+                    Box::new(frame.into_boxed_slice())
                 });
                 out.extend_from_slice(frame);
             }
