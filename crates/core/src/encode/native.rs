@@ -7,7 +7,6 @@ use std::io::Write as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-
 use super::{Encoder, Opening, sse};
 use crate::event::{Class, Context, Event, Payload, StreamClose, StreamOpen, TYPES, Text};
 use crate::reader::Item;

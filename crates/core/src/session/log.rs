@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
-
 use super::{Limits, State};
 use crate::event::{Class, Event};
 
