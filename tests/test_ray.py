@@ -408,7 +408,7 @@ async def test_edge_70_a_full_queue_has_its_policy_across_processes(
     done, _ = ray.wait([ref], timeout=1.0)
     if overflow == "block":
         assert not done  # held: neither here nor there is room for 5,000
-    with caplog.at_level(logging.WARNING, "turnstream"):
+    with caplog.at_level(logging.INFO, "turnstream"):  # within the interval the last totals are no second warning
         pumped = await session.pump(emit, producer=ref)
     assert pumped.status == "completed"
     if overflow == "merge":

@@ -52,18 +52,20 @@ fn said_already(whole: &ToolCall, pieces: &str) -> bool {
 impl Inner {
     /// Which turn an emit means, or why there is none.
     pub(super) fn enter(&mut self, session: &Arc<str>, turn: Option<u32>) -> Result<u32, SessionError> {
-        let checked = if self.closed {
+        let meant = turn.unwrap_or(if self.state.running { self.state.turn } else { 0 });
+        // The reason comes first: a turn whose events the store refuses has neither ended nor another writer.
+        let checked = if let Some(error) = self.refusal_of(meant) {
+            Err(SessionError::Store(error.clone()))
+        } else if self.closed {
             Err(SessionError::Closed(session.clone()))
         } else if !self.writes() {
             Err(SessionError::NotWriter { remaining_ms: 0 })
+        } else if meant == 0 || (meant == self.state.turn && self.state.running) {
+            Ok(meant)
+        } else if meant <= self.state.turn {
+            Err(SessionError::TurnEnded { session: session.clone(), turn: meant })
         } else {
-            match turn {
-                None => Ok(if self.state.running { self.state.turn } else { 0 }),
-                Some(0) => Ok(0),
-                Some(turn) if turn == self.state.turn && self.state.running => Ok(turn),
-                Some(turn) if turn <= self.state.turn => Err(SessionError::TurnEnded { session: session.clone(), turn }),
-                Some(turn) => Err(SessionError::NoTurn { session: session.clone(), turn }),
-            }
+            Err(SessionError::NoTurn { session: session.clone(), turn: meant })
         };
         self.statistics.refused += u64::from(checked.is_err());
         checked

@@ -216,6 +216,12 @@ impl Inner {
         }
     }
 
+    /// Why the events of this turn are refused, if they are.
+    pub(super) fn refusal_of(&self, turn: u32) -> Option<&StoreError> {
+        let (refused, error) = self.stored.as_ref()?.refusal.as_ref()?;
+        (*refused == turn).then_some(error)
+    }
+
     /// A turn that starts may have the number of one whose start was refused.
     pub(super) fn forget_refusal(&mut self) {
         if let Some(stored) = &mut self.stored {
@@ -450,11 +456,12 @@ impl Session {
             return Ok(());
         }
         let caught = self.catch_up(&link.keeper);
-        drop(role);
+        // While the role is held: a turn that starts after it may log what the answer cannot know.
         let (running, head, wrote) = {
             let inner = self.inner.lock();
             (inner.state.running, inner.log.head, inner.stored.as_ref().is_some_and(|stored| stored.wrote))
         };
+        drop(role);
         match caught {
             Ok(standing) if standing.head >= head => {
                 link.lacking.store(0, Ordering::Relaxed);
@@ -638,9 +645,8 @@ impl Session {
             }
             if inner.state.running {
                 let turn = inner.state.turn;
-                let refusal = inner.stored.as_ref().and_then(|stored| stored.refusal.clone());
-                match refusal.filter(|(refused, _)| *refused == turn) {
-                    Some((_, error)) => inner.fail(turn, error.code(), &error.to_string()),
+                match inner.refusal_of(turn).cloned() {
+                    Some(error) => inner.fail(turn, error.code(), &error.to_string()),
                     None => inner.fail(turn, "producer_lost", "the process that ran this turn is gone"),
                 }
                 inner.settle();
@@ -689,27 +695,23 @@ impl Session {
 
     /// Why the events of this turn are refused, if they are.
     pub(super) fn refusal_of(&self, turn: u32) -> Option<StoreError> {
-        let inner = self.inner.lock();
-        let (_, error) = inner.stored.as_ref()?.refusal.as_ref().filter(|(refused, _)| *refused == turn)?;
-        Some(error.clone())
+        self.inner.lock().refusal_of(turn).cloned()
     }
 
     /// A hold without a claim of its own.
     fn try_hold(&self, turn: Option<u32>) -> Result<Option<Hold<'_>>, SessionError> {
         let mut inner = self.inner.lock();
+        if let Some(error) = turn.and_then(|turn| inner.refusal_of(turn)) {
+            return Err(SessionError::Store(error.clone()));
+        }
         if inner.closed {
             return Err(SessionError::Closed(self.id.clone()));
         }
-        let running = inner.state.running;
+        let runs = inner.state.running && turn == Some(inner.state.turn);
         let Some(stored) = &mut inner.stored else { return Ok(Some(Hold(None))) };
-        if let Some((refused, error)) = &stored.refusal
-            && turn.is_some_and(|turn| turn == *refused)
-        {
-            return Err(SessionError::Store(error.clone()));
-        }
         if stored.fence.is_some() {
-            if running {
-                return Ok(Some(Hold(None))); // a claim is not given back while a turn runs
+            if runs {
+                return Ok(Some(Hold(None))); // a claim is not given back while its turn runs
             }
             stored.holds += 1;
             return Ok(Some(Hold(Some(self))));
@@ -772,7 +774,7 @@ impl Session {
             Err(StoreError::NotNext { .. }) => self.lose(keeper),
             Err(error) if error.is_transient() => self.queue_again(keeper),
             Err(StoreError::Unknown) => self.break_off(),
-            Err(error) => self.refuse(keeper, &error),
+            Err(error) => self.refuse(keeper, batch.fence, &error),
         }
     }
 
@@ -872,13 +874,17 @@ impl Session {
         Err(StoreError::NotNext { head })
     }
 
-    /// The store will not take it: what was not stored has not happened, and the turn's work is told to stop.
-    fn refuse(&self, keeper: &Shared, error: &StoreError) {
+    /// The store will not take what came under the claim `fence`: what was not stored has not happened, and the turn's work is
+    /// told to stop.
+    fn refuse(&self, keeper: &Shared, fence: u64, error: &StoreError) {
+        if self.claimed_after(fence) {
+            return self.queue_again(keeper); // it is another claim's now, and asked for again
+        }
         let mut inner = self.inner.lock();
-        let turn = inner.state.turn;
+        let turn = Some(inner.state.turn).filter(|turn| *turn != 0); // outside of turns nothing is told to stop
         let exposed = inner.stored.as_ref().is_some_and(|stored| stored.seen.is_none());
         let fence = inner.roll_back(keeper);
-        if let Some(stored) = &mut inner.stored {
+        if let (Some(stored), Some(turn)) = (&mut inner.stored, turn) {
             stored.refusal = Some((turn, error.clone()));
         }
         let hook = inner.cancelling.take();
@@ -986,9 +992,9 @@ impl Session {
             Err(error) => {
                 if self.inner.lock().stored.as_ref().is_some_and(|stored| stored.fence == Some(fence)) {
                     match error {
-                        StoreError::Unknown if keeper.store.forgets() => self.go_on(keeper),
+                        StoreError::Unknown if keeper.store.forgets() => self.go_on(keeper, fence),
                         StoreError::Unknown => self.break_off(),
-                        error => self.refuse(keeper, &error),
+                        error => self.refuse(keeper, fence, &error),
                     }
                 }
             }
@@ -996,12 +1002,12 @@ impl Session {
     }
 
     /// The store knows nothing of the claim: as when an append hears of it.
-    fn go_on(&self, keeper: &Shared) {
+    fn go_on(&self, keeper: &Shared, fence: u64) {
         match self.claim_again(keeper) {
             Err(StoreError::NotNext { head }) if self.inner.lock().rewind(keeper, head) => self.queue_again(keeper),
             Err(StoreError::NotNext { .. }) => self.lose(keeper),
             Err(error) if error.is_transient() => {} // the next look tries again
-            Err(error) => self.refuse(keeper, &error),
+            Err(error) => self.refuse(keeper, fence, &error),
             Ok(_) => {}
         }
     }

@@ -81,8 +81,15 @@ pub fn start(session: &Session) -> u32 {
 }
 
 pub fn say(session: &Session, text: &str) -> Result<u64, SessionError> {
-    let (payload, _) = Payload::from_json("text_delta", &format!("{{\"text\":\"{text}\"}}")).unwrap();
-    session.emit(None, payload, None)
+    session.emit(None, delta(text), None)
+}
+
+pub fn say_in(session: &Session, turn: u32, text: &str) -> Result<u64, SessionError> {
+    session.emit(Some(turn), delta(text), None)
+}
+
+fn delta(text: &str) -> Payload {
+    Payload::from_json("text_delta", &format!("{{\"text\":\"{text}\"}}")).unwrap().0
 }
 
 pub fn end(session: &Session, turn: u32) {

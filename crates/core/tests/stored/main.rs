@@ -6,11 +6,13 @@ mod failover;
 mod history;
 mod kit;
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use kit::{FAILING, FULL, Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, start, two_hubs, until};
+use kit::{
+    FAILING, FULL, LIMIT, Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, say_in, start, two_hubs, until,
+};
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::reader::{Cursor, Follow, ReadOptions, Reader, Status as Taken};
 use turnstream_core::session::{BACKLOG_EVENTS, Ending, Hub, Limits, PATIENCE, Session, SessionError, StoreOptions, TurnOptions};
@@ -243,6 +245,83 @@ fn a_look_acknowledges_nothing() {
         stop.store(1, Ordering::SeqCst);
     });
     assert_eq!(there.find("s").unwrap().position().last_turn, 300);
+}
+
+#[test]
+fn a_look_that_a_turn_overtakes_ends_no_session() {
+    let here = hub(&memory(), Duration::from_secs(10), Durability::Memory);
+    let session = here.session(Some("s")).unwrap();
+    let stop = AtomicBool::new(false);
+    let said = std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    let _ = here.find("s");
+                }
+            });
+        }
+        let begun = Instant::now();
+        let turn = || {
+            let turn = session.start_turn(TurnOptions::default())?.turn;
+            say(&session, "a")?;
+            session.end_turn(turn, Ending::default());
+            Ok::<_, SessionError>(())
+        };
+        let mut said = Ok(());
+        while said.is_ok() && begun.elapsed() < Duration::from_secs(2) {
+            said = turn();
+        }
+        stop.store(true, Ordering::SeqCst);
+        said
+    });
+    assert_eq!(said, Ok(()));
+    assert!(Arc::ptr_eq(&here.find("s").unwrap(), &session), "it is the one that it was");
+}
+
+#[test]
+fn an_emit_that_a_turn_s_end_overtakes_is_taken() {
+    let here = hub(&memory(), Duration::from_secs(10), Durability::Process);
+    let session = here.session(Some("s")).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let aside = scope.spawn(|| {
+            let mut said = Ok(0);
+            while said.is_ok() && !stop.load(Ordering::SeqCst) {
+                said = say(&session, "a");
+            }
+            said
+        });
+        let begun = Instant::now();
+        let mut started = Ok(());
+        while started.is_ok() && begun.elapsed() < Duration::from_secs(2) {
+            let turn = session.start_turn(TurnOptions::default()).map(|started| started.turn);
+            started = turn.map(|turn| assert!(session.end_turn(turn, Ending::default())));
+        }
+        stop.store(true, Ordering::SeqCst);
+        assert_eq!((started, aside.join().unwrap().err()), (Ok(()), None));
+    });
+}
+
+#[test]
+fn a_refusal_names_the_store_s_reason_whenever_it_comes() {
+    let store = memory();
+    for round in 0..200 {
+        let switch = Switch::new(&store);
+        let here = hub(&(switch.clone() as Arc<dyn LogStore>), Duration::from_secs(10), Durability::Process);
+        let session = here.session(Some(&format!("s{round}"))).unwrap();
+        let turn = start(&session);
+        std::thread::scope(|scope| {
+            scope.spawn(|| switch.set(FAILING));
+            let begun = Instant::now();
+            let refused = loop {
+                if let Err(error) = say_in(&session, turn, "a") {
+                    break error;
+                }
+                assert!(begun.elapsed() < LIMIT, "the store's failure is never told");
+            };
+            assert!(matches!(refused, SessionError::Store(StoreError::Io(_))), "round {round}: {refused:?}");
+        });
+    }
 }
 
 #[test]
