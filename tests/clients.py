@@ -20,7 +20,7 @@ from conftest import ROOT, need_package, run_bounded
 JS = ROOT / "tests" / "js"
 
 
-def node(script: str, *arguments: str, timeout_s: float = 30.0) -> Any:
+def node(script: str, *arguments: str, timeout_s: float = 60.0) -> Any:
     """What `node tests/js/<script>` prints, one JSON value."""
     return _run(script, *arguments, timeout_s=timeout_s)
 
@@ -34,7 +34,7 @@ def _run(*arguments: str, timeout_s: float) -> Any:
     return json.loads(out)
 
 
-def script(code: str, *, timeout_s: float = 30.0) -> Any:
+def script(code: str, *, timeout_s: float = 60.0) -> Any:
     """What a module's text prints, one JSON value."""
     return _run("--input-type=module", "--eval", code, timeout_s=timeout_s)
 
@@ -64,8 +64,8 @@ def cutting(base_url: str, seed: int, *, most: int, path: bytes = b"/events", cu
         request: socket.socket
 
         def handle(self) -> None:
-            with suppress(OSError), socket.create_connection(upstream, timeout=20) as server:
-                self.request.settimeout(20)
+            with suppress(OSError), socket.create_connection(upstream, timeout=60) as server:
+                self.request.settimeout(60)
                 request = b""
                 while b"\r\n\r\n" not in request:
                     if not (piece := self.request.recv(65536)):
@@ -96,4 +96,4 @@ def cutting(base_url: str, seed: int, *, most: int, path: bytes = b"/events", cu
             yield f"http://127.0.0.1:{proxy.server_address[1]}"
         finally:
             proxy.shutdown()
-            thread.join(10)
+            thread.join(60)

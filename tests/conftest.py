@@ -120,7 +120,7 @@ class _Server:
 
     def start(self) -> str:
         self._thread.start()
-        assert self._started.wait(20), "the server did not start"
+        assert self._started.wait(60), "the server did not start"
         assert self._server.started, f"the server did not start: {self._error!r}"
         return self.base_url
 
@@ -128,7 +128,7 @@ class _Server:
         self._server.should_exit = True
         self._thread.join(5)
         self._server.force_exit = True
-        self._thread.join(5)
+        self._thread.join(60)
         self._socket.close()
         assert not self._thread.is_alive(), "the server did not stop"
 
@@ -182,7 +182,7 @@ def subprocess_python() -> Callable[..., list[str]]:
     """
 
     def run(
-        code: str, n: int = 1, *, timeout_s: float = 20.0, status: int = 0, env: Mapping[str, str] | None = None
+        code: str, n: int = 1, *, timeout_s: float = 60.0, status: int = 0, env: Mapping[str, str] | None = None
     ) -> list[str]:
         def one(number: int) -> str:
             command = [sys.executable, "-X", "faulthandler", "-c", code]

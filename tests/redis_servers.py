@@ -14,12 +14,12 @@ from select import select
 
 from conftest import need_package
 
-START_S = 10.0
+START_S = 30.0
 LOOK_S = 0.05
 """How often a forwarder looks whether it still leads to the same server."""
 
 
-def ask(port: int, *words: object, timeout_s: float = 5.0) -> bytes:
+def ask(port: int, *words: object, timeout_s: float = 30.0) -> bytes:
     """Sends one command, and gives the first piece of the answer: enough for a word or a number."""
     sent = [str(word).encode() for word in words]
     request = b"*%d\r\n" % len(sent) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in sent)
@@ -93,7 +93,7 @@ class Forwarder:
                     self._run(self._forward, near, self._target, self._life)
 
     def _forward(self, near: socket.socket, target: int, life: int) -> None:
-        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", target), 5) as far:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", target), START_S) as far:
             while self._life == life:
                 for source in select([near, far], [], [], LOOK_S)[0]:
                     piece = source.recv(1 << 16)
@@ -110,7 +110,7 @@ class Forwarder:
     def close(self) -> None:
         self._life = -1
         for thread in self._threads:
-            thread.join(5)
+            thread.join(START_S)
 
 
 @contextmanager

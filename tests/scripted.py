@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 HANG: Final = object()
 CUT: Final = object()
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 OPENAI_CHAT: Final = (
     b': a comment, which no SDK gives on\n\ndata: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"m",'

@@ -17,7 +17,7 @@ import httpx
 
 import turnstream as ts
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 class Seen(NamedTuple):

@@ -174,7 +174,7 @@ async def test_cancel_while_parked(source: Source, debug: bool) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(anext(iterator), 5)
+        await asyncio.wait_for(anext(iterator), 30)
 
 
 @in_debug_mode_too
@@ -186,7 +186,7 @@ async def test_two_waiters(source: Source, debug: bool) -> None:
     with pytest.raises(ts.ReaderBusy):
         await anext(iterator)
     source.put()
-    assert await asyncio.wait_for(first, 5)
+    assert await asyncio.wait_for(first, 30)
 
 
 @in_debug_mode_too
@@ -217,7 +217,7 @@ def test_loop_identity(source: Source, debug: bool, loop_factory: LoopFactory) -
         task = asyncio.ensure_future(anext(iterator))
         await settled()
         threading.Thread(target=source.put).start()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
@@ -242,7 +242,7 @@ def test_closed_loop(source: Source, debug: bool, loop_factory: LoopFactory) -> 
     source.put()
 
     async def read() -> None:
-        await asyncio.wait_for(anext(source.iterate() if source.is_queue else iterator), 5)
+        await asyncio.wait_for(anext(source.iterate() if source.is_queue else iterator), 30)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         if source.is_queue:
@@ -326,14 +326,14 @@ class Slow(asyncio.SelectorEventLoop):
     def create_future(self):
         if armed.is_set() and not inside.is_set():
             inside.set()
-            assert closed.wait(5)
+            assert closed.wait(30)
         return super().create_future()
 
 session = ts.Hub().session()
 session.turn()
 
 def close():
-    assert inside.wait(5)
+    assert inside.wait(30)
     reader.close()
     closed.set()
 
@@ -381,7 +381,7 @@ for _ in range(200):
     for thread in threads: thread.join()
 """,
         2,
-        timeout_s=30,
+        timeout_s=60,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from scripted import ANTHROPIC, OPENAI_BODY, OPENAI_CHAT
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 COMMAND = [sys.executable, "-m", "turnstream"]
 STREAMS = {
     "openai-chat": b"".join(OPENAI_CHAT),

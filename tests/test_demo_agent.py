@@ -18,7 +18,7 @@ from turnstream import demo
 from turnstream.demo import tools
 from turnstream.demo.recording import paced, pieces, recorded
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 RECORDINGS = {"plan": "anthropic", "code": "openai-chat", "code-done": "openai-chat", "review": "anthropic"}
 PROMPTS = [

@@ -150,7 +150,7 @@ uvicorn.run(application, host="127.0.0.1", port=int(sys.argv[1]), log_level="war
 
 @contextmanager
 def _by_npm() -> Iterator[Callable[[str], Any]]:
-    yield lambda url: script(FROM_NPM % (ALONE, json.dumps(url)), timeout_s=40)
+    yield lambda url: script(FROM_NPM % (ALONE, json.dumps(url)), timeout_s=90)
 
 
 @contextmanager

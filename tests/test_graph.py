@@ -61,7 +61,7 @@ class Model(RuleBasedStateMachine):
         raise NotImplementedError
 
     def run(self, wait: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(asyncio.wait_for(wait, 10))
+        return self.loop.run_until_complete(asyncio.wait_for(wait, 60))
 
     def settle(self) -> None:
         """Whoever waits for what is there gets it; nobody else gets anything."""
@@ -69,7 +69,7 @@ class Model(RuleBasedStateMachine):
         async def settled() -> None:
             due = [reading.waiting for reading in self.readings if reading.waiting and self.due(reading)]
             if due:
-                await asyncio.wait(due, timeout=5)
+                await asyncio.wait(due, timeout=30)
             await asyncio.sleep(0)
 
         self.run(settled())
@@ -212,7 +212,7 @@ class Model(RuleBasedStateMachine):
         elif task is not None:
             task.cancel()
         if task is not None:
-            done, _ = self.run(asyncio.wait([task], timeout=5))
+            done, _ = self.run(asyncio.wait([task], timeout=30))
             assert done
             assert task.cancelled() if how == "drop" else isinstance(task.exception(), StopAsyncIteration)
         del task, reading
@@ -241,7 +241,7 @@ class Model(RuleBasedStateMachine):
         self.session.close()
         for reading in self.readings:
             if reading.waiting is not None:
-                self.run(asyncio.wait([reading.waiting], timeout=5))
+                self.run(asyncio.wait([reading.waiting], timeout=30))
                 assert reading.waiting.done()
                 reading.waiting.exception()
         self.loop.close()

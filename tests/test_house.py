@@ -149,6 +149,6 @@ def test_a_skip_fails_where_all_is_required(tmp_path: Path, where: str, require:
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-rs", str(tmp_path)]
     env = {"TURNSTREAM_REQUIRE": require, "PYTHONPATH": str(ROOT / "tests")}
-    status, out, _ = run_bounded(command, timeout_s=30, env=env)
+    status, out, _ = run_bounded(command, timeout_s=60, env=env)
     assert "needs the package no-such-package" in out
     assert bool(status) == (require == "all")

@@ -16,7 +16,7 @@ from scripted import ANTHROPIC, CUT, HANG, OPENAI_BODY, OPENAI_CHAT, ScriptedSer
 import turnstream as ts
 
 BODY = b"".join(OPENAI_CHAT)
-WAIT_S = 20.0
+WAIT_S = 60.0
 TRUNCATED = "stream_truncated"
 
 

@@ -31,7 +31,7 @@ from ray.util.queue import Queue  # noqa: E402
 from turnstream.ray import Mailbox, astream, stream  # noqa: E402
 
 pytestmark = [
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
     # Ray's own: sockets and processes that it leaves to the collector, and what it calls of others.
     pytest.mark.filterwarnings("default::ResourceWarning", "default::DeprecationWarning", "default::FutureWarning"),
     pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning"),

@@ -137,7 +137,7 @@ async def test_a_cancelled_wait_loses_nothing(session: ts.Session) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(anext(reader), 0.001)
         turn.emit("custom", name="x", data=i)
-        event = await asyncio.wait_for(anext(reader), 5)
+        event = await asyncio.wait_for(anext(reader), 30)
         assert isinstance(event, ts.Custom)
         assert event.data == i
     turn.complete()
@@ -163,7 +163,7 @@ async def test_closing_ends_a_parked_reader(session: ts.Session) -> None:
         await asyncio.sleep(0.01)
         assert session.status()["readers"] == 1
         reader.close()
-        assert await asyncio.wait_for(waiting, 5) == []
+        assert await asyncio.wait_for(waiting, 30) == []
     assert session.status()["readers"] == 0
     turn.complete()
 
@@ -181,7 +181,7 @@ async def test_a_thread_wakes_a_parked_reader(session: ts.Session) -> None:
 
     thread = threading.Thread(target=emit)
     thread.start()
-    events = await asyncio.wait_for(collect(reader), 20)
+    events = await asyncio.wait_for(collect(reader), 30)
     thread.join()
     assert [event.data for event in events if isinstance(event, ts.Custom)] == list(range(100))
 
@@ -194,7 +194,7 @@ def test_a_blocking_reader_waits_with_the_interpreter_released(session: ts.Sessi
     for i in range(50):
         turn.emit("custom", name="x", data=i)
     turn.complete()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert [event.seq for event in seen] == list(range(1, 53))
 
@@ -229,7 +229,7 @@ async def test_a_pacing_reader_that_leaves_frees_the_producer(session: ts.Sessio
     await asyncio.sleep(0.01)
     assert not waiting.done()
     reader.close()
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
 
 
 async def _ready(turn: ts.Turn) -> None:
@@ -258,7 +258,7 @@ def test_a_thread_waits_until_a_pacing_reader_has_room(session: ts.Session, who:
     for event in reader:
         lags.append(emitted + 1 - (event.seq or 0))
         seqs.append(event.seq)
-    producer.join(10)
+    producer.join(30)
     assert not producer.is_alive()
     assert seqs == list(range(1, 1003))
     assert max(lags) <= 256 + 128  # the window, and what the reader has fetched
@@ -291,7 +291,7 @@ async def test_a_wait_for_room_never_stops_a_loop(session: ts.Session) -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     reader.close()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 30)
     turn.complete()
 
 
@@ -369,7 +369,7 @@ async def test_frames_say_where_the_log_stands_and_beat(session: ts.Session) -> 
     first = await anext(frames)
     assert first.startswith(b"event: stream_open\ndata: ")
     assert b"event: turn_start" in first
-    beat = await asyncio.wait_for(anext(frames), 5)
+    beat = await asyncio.wait_for(anext(frames), 30)
     assert re.fullmatch(rb": heartbeat progress_age_s=\d+\.\d\n", beat)
     turn.complete()
     rest = b"".join([chunk async for chunk in frames])

@@ -14,7 +14,7 @@ from scripted import ANTHROPIC, CUT, HANG, OPENAI_CHAT, ScriptedServer
 
 import turnstream as ts
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

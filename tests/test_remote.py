@@ -16,7 +16,7 @@ from turnstream import _native
 from turnstream.remote import Decision, Options, RemoteEmitter, decide
 from turnstream.remote.emitter import SinkClosed, here, lives
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 def turn_of(hub: ts.Hub, name: str = "s") -> ts.Turn:

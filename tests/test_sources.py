@@ -22,9 +22,9 @@ from scripted import ANTHROPIC, CUT, GEMINI, HANG, OLLAMA, OPENAI_BODY, OPENAI_C
 import turnstream as ts
 from turnstream.sources import MAX_CHUNK_BYTES, chunks, iter_chunks
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 BODY = b"".join(OPENAI_CHAT)
 ANTHROPIC_BODY = b"".join(ANTHROPIC)
 CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

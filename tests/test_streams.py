@@ -18,7 +18,7 @@ import turnstream as ts
 from conftest import ROOT
 from turnstream import streams
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["", "debug"])

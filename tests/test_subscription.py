@@ -12,7 +12,7 @@ from support import Gate, until
 
 import turnstream as ts
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place", default="nowhere")
 
 

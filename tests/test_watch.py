@@ -19,9 +19,9 @@ from scripted import CUT, HANG, Script, ScriptedServer
 from turnstream.cli.view import View
 from turnstream.cli.watch import events_url
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 WATCH = [sys.executable, "-m", "turnstream", "watch"]
 
 START: dict[str, Any] = {"type": "turn_start", "turn": 1, "session": "s", "time": 1_000, "input": "hi"}
