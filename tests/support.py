@@ -1,4 +1,5 @@
-"""What tests share: frames read from a response, gates between a test and an agent, bounded waiting, processes."""
+"""What tests share: frames read from a response, gates between a test and an agent, bounded waiting, bounds on a busy
+machine, processes."""
 
 import asyncio
 import json
@@ -8,9 +9,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -18,6 +21,12 @@ import httpx
 import turnstream as ts
 
 PATIENCE_S = 30.0
+
+AT_ONCE_S = 5.0
+"""What comes at once has come by then, also on a busy machine; a heartbeat, which would find it out too, takes ten."""
+
+NOT_OURS_S = 5.0
+"""As much of the time that processes wait for a processor does not count in `within`."""
 
 
 class Seen(NamedTuple):
@@ -96,6 +105,26 @@ async def until(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -
     async with asyncio.timeout(patience_s):
         while not condition():  # noqa: ASYNC110, the counts of another thread ring no bell
             await asyncio.sleep(0.005)
+
+
+def waited_s() -> float:
+    """For how long, since the machine's start, somebody was to run and had no processor. 0 where no kernel says."""
+    try:
+        pressure, stat = Path("/proc/pressure/cpu").read_text(), Path("/proc/stat").read_text()
+    except OSError:
+        return 0.0
+    stalled_us = int(pressure.partition("total=")[2].split()[0])
+    stolen = int(stat.split()[8]) / (os.cpu_count() or 1)  # by the machine's own host, in ticks of each processor
+    return stalled_us / 1e6 + stolen / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def within(promised_s: float) -> Iterator[None]:
+    """Fails where the block takes longer, on a machine that has a processor for it."""
+    began, before = time.monotonic(), waited_s()
+    yield
+    took, waited = time.monotonic() - began, waited_s() - before
+    assert took < promised_s + min(waited, NOT_OURS_S), f"{took:.2f} s, without a processor for {waited:.2f}"
 
 
 async def listening(port: int) -> None:

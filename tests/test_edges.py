@@ -19,7 +19,7 @@ from unittest.mock import ANY
 import httpx
 import pytest
 from scripted import CUT, HANG, OPENAI_CHAT, ScriptedServer
-from support import PATIENCE_S, WORDS, Gate, Seen, finished, frames, frozen, parse, seqs, text, until
+from support import AT_ONCE_S, PATIENCE_S, WORDS, Gate, Seen, finished, frames, frozen, parse, seqs, text, until
 
 import turnstream as ts
 from turnstream.asgi import Scope, app
@@ -706,7 +706,7 @@ async def test_edge_59_who_leaves_in_silence_is_gone_at_once(client: Client) -> 
     session = client.open()
     with frozen(client.base, "/sessions/s/events"):
         await until(lambda: session.statistics()["readers"] == 1)
-    await until(lambda: session.statistics()["readers"] == 0, patience_s=1)
+    await until(lambda: session.statistics()["readers"] == 0, patience_s=AT_ONCE_S)
 
 
 async def test_edge_60_streams_are_read_by_the_standard() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
+from support import AT_ONCE_S, PATIENCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
 
 import turnstream as ts
 from turnstream._native import write_batch
@@ -199,8 +199,8 @@ async def test_a_frozen_client_is_cut_and_resumes(
         for _ in range(100):
             turn.emit("custom", {"name": "part", "data": "x" * 100_000})
         with caplog.at_level(logging.WARNING, "turnstream"):
-            await until(lambda: application.statistics()["cut"] == 1, patience_s=5)
-            await until(lambda: session.statistics()["readers"] == 0, patience_s=2)
+            await until(lambda: application.statistics()["cut"] == 1, patience_s=AT_ONCE_S)
+            await until(lambda: session.statistics()["readers"] == 0, patience_s=AT_ONCE_S)
         with suppress(ConnectionError):
             while piece := stuck.recv(1 << 20):
                 assert not piece.endswith(b"0\r\n\r\n"), "the body is whole"

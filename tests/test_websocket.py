@@ -12,7 +12,7 @@ import fastapi
 import pytest
 import websockets
 from fastapi.requests import HTTPConnection
-from support import PATIENCE_S, WORDS, Gate, finished, speak, until
+from support import PATIENCE_S, WORDS, Gate, finished, speak, until, within
 from test_asgi import kill
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -362,8 +362,8 @@ async def test_servers_and_their_stop(tmp_path: Path, server: str, unused_tcp_po
                 await say(busy, "input", input="wait")
                 await frames_until(busy, "turn_start")
                 assert (await frame(idle))["type"] == "stream_open"
-                process.terminate()
-                async with asyncio.timeout(3):
+                with within(3):
+                    process.terminate()
                     told, idle_told = await rest(busy), await rest(idle)
                     await process.wait()
                 if server == "uvicorn":  # granian drops its sockets on the signal, with whatever was to be sent
