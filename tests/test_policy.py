@@ -73,11 +73,12 @@ async def test_who_comes_back_within_the_grace_keeps_the_turn(
     await http.post(f"{base}/sessions", json={"input": 1, "session_id": "s"})
     session, url = hub.find("s"), f"{base}/sessions/s/events"
     loop = asyncio.get_running_loop()
+    before = loop.time()
     seen = await first(http, url)
     left = loop.time()
     async with http.stream("GET", url, headers={"last-event-id": str(seen.id)}) as response:
         await anext(reading := frames(response))
-        came_back = loop.time() - left < 0.4  # else a machine this slow has made the point moot
+        came_back = loop.time() - before < 0.4  # else a machine this slow has made the point moot
         await asyncio.sleep(0.7)
         assert session.status()["state"] == "running" or not came_back
     await until(lambda: session.status()["state"] == "cancelled")
@@ -364,7 +365,7 @@ async def test_a_stall_is_said_and_heartbeats_do_not_feed_it(
         await gate.passed()
         return "done"
 
-    policy = Policy(stall_timeout_s=0.3, on_stall=on_stall)
+    policy = Policy(stall_timeout_s=1, on_stall=on_stall)
     base = serve(app(hub, agent, heartbeat_s=0.05, policy=policy))
     await http.post(f"{base}/sessions", json={"input": 1, "session_id": "s"})
     body = b""
@@ -372,7 +373,7 @@ async def test_a_stall_is_said_and_heartbeats_do_not_feed_it(
         async for piece in response.aiter_raw():
             body += piece
             beats = body.partition(b"event: warning")[2].count(b": heartbeat")
-            if beats > 8 and not gate.is_open:  # longer than the timeout: once per stall is once
+            if beats > 25 and not gate.is_open:  # longer than the timeout: once per stall is once
                 gate.open()
     seen = parse(body)
     warnings = [frame.data for frame in seen if frame.event == "warning"]

@@ -99,7 +99,7 @@ async def until_error(stream: AsyncIterator[Any]) -> list[Any]:
 
 async def test_edge_27_fifty_deltas_in_an_interval_are_one_event() -> None:
     source = Script().give(*(text(f"w{n} ", seq=n) for n in range(1, 51)))
-    stream = streams.throttle(source, 0.05)
+    stream = streams.throttle(source, 0.5)
     first = await bounded(anext(stream))
     assert (first.text, first.seq) == ("".join(f"w{n} " for n in range(1, 51)), 50)
     source.give(text("a"), text("b"), tool(), text("c")).end()
@@ -297,9 +297,9 @@ async def test_edge_33_a_consumer_that_stops_waiting_loses_nothing(name: str) ->
 
 async def test_edge_33_the_item_that_comes_with_the_timeout_is_delivered() -> None:
     source = Script()
-    stream = streams.timeout(source, idle_s=0.01)
+    stream = streams.timeout(source, idle_s=0.1)
     for number in range(3):
-        with pytest.raises(ts.StreamTimeout, match=r"0\.01") as caught:
+        with pytest.raises(ts.StreamTimeout, match=r"0\.1") as caught:
             await bounded(anext(stream))
         assert (caught.value.kind, caught.value.code) == ("idle", "stream_timeout")
         source.give(number)
@@ -452,7 +452,7 @@ async def test_backpressure_holds(name: str) -> None:
 
 async def test_buffer_by_count_by_time_and_at_the_end() -> None:
     source = Script().give(*range(5))
-    stream = streams.buffer(source, 2, 0.01)
+    stream = streams.buffer(source, 2, 0.3)
     assert [await bounded(anext(stream)) for _ in range(3)] == [[0, 1], [2, 3], [4]]
     source.give(5).end()
     assert await collect(stream) == [[5]]
@@ -464,7 +464,7 @@ async def test_buffer_by_count_by_time_and_at_the_end() -> None:
 
 async def test_timeout_in_total_gives_first_what_had_come() -> None:
     source = Script()
-    stream = streams.timeout(source, total_s=0.02)
+    stream = streams.timeout(source, total_s=0.3)
     source.give(1)
     assert await bounded(anext(stream)) == 1
     source.give(2)
@@ -648,7 +648,7 @@ async def test_sources_are_readers_queues_and_normalized_streams() -> None:
         for piece in "Hello":
             turn.emit("text_delta", message_id="m", text=piece)
     reader = session.read()
-    events = await collect(streams.throttle(reader, 0.01))
+    events = await collect(streams.throttle(reader, 3600))
     assert [event.type for event in events] == [
         "turn_start",
         "message_start",
