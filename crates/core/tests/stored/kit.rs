@@ -1,7 +1,7 @@
 //! What tests of sessions in a store lean on: hubs, turns, a reader that waits, and a store that can be switched off.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -62,6 +62,28 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Tells threads that go on until then to stop, also where the test fails: they would be waited for for ever.
+#[derive(Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    pub fn is_told(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub fn at_the_end(&self) -> AtTheEnd<'_> {
+        AtTheEnd(self)
+    }
+}
+
+pub struct AtTheEnd<'a>(&'a Stop);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::SeqCst);
+    }
+}
+
 pub fn hub(store: &Arc<dyn LogStore>, lease: Duration, durability: Durability) -> Hub {
     let options = StoreOptions { durability, lease, ..StoreOptions::default() };
     Hub::with_store(Limits::default(), store.clone(), options, None).unwrap()
@@ -104,7 +126,7 @@ pub const WAITING: u8 = 3;
 pub const DAMAGED: u8 = 4;
 /// The device fails.
 pub const FAILING: u8 = 5;
-/// A claim takes a while, and lets others run.
+/// A claim and a write take a while, and let others run.
 pub const YIELDING: u8 = 6;
 
 /// A store that can be made to refuse, and to take its time, for one of several hubs.
@@ -138,7 +160,11 @@ impl Switch {
     fn check(&self) -> Result<(), StoreError> {
         self.take_time();
         match self.mode.load(Ordering::SeqCst) {
-            0 | WAITING | DAMAGED | YIELDING => Ok(()),
+            0 | WAITING | DAMAGED => Ok(()),
+            YIELDING => {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(())
+            }
             1 => Err(StoreError::Unavailable("switched off".into())),
             FAILING => Err(StoreError::Io("switched to failing".into())),
             _ => Err(StoreError::Full("switched to full".into())),
@@ -148,9 +174,6 @@ impl Switch {
 
 impl LogStore for Switch {
     fn claim(&self, session: &str, owner: &str, epoch: &str, lease: Duration) -> Result<Claim, StoreError> {
-        if self.mode.load(Ordering::SeqCst) == YIELDING {
-            (0..100).for_each(|_| std::thread::yield_now());
-        }
         self.check().and_then(|()| self.inner.claim(session, owner, epoch, lease))
     }
     fn renew(&self, session: &str, fence: u64, lease: Duration) -> Result<Option<String>, StoreError> {

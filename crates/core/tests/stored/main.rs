@@ -6,12 +6,13 @@ mod failover;
 mod history;
 mod kit;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use kit::{
-    FAILING, FULL, LIMIT, Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, say_in, start, two_hubs, until,
+    FAILING, FULL, LIMIT, Stop, Switch, YIELDING, end, hub, kinds, memory, read_turn, read_until, say, say_in, start, two_hubs,
+    until,
 };
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::reader::{Cursor, Follow, ReadOptions, Reader, Status as Taken};
@@ -226,36 +227,41 @@ fn a_look_acknowledges_nothing() {
     let there = hub(&store, Duration::from_secs(10), Durability::Process);
     let session = here.session(Some("s")).unwrap();
     switch.set(YIELDING);
-    let stop = AtomicU8::new(0);
+    let stop = Stop::default();
+    let mut turns = 0;
     std::thread::scope(|scope| {
+        let _over = stop.at_the_end();
         let looking = scope.spawn(|| {
-            while stop.load(Ordering::SeqCst) == 0 {
+            while !stop.is_told() {
                 here.find("s").unwrap();
             }
         });
-        for _ in 0..300 {
+        let begun = Instant::now();
+        while turns < 300 && begun.elapsed() < Duration::from_secs(5) {
             let turn = start(&session);
+            turns += 1;
             let (stored, seen) = (store.standing("s").unwrap().head, session.position().head);
-            if looking.is_finished() || stored != session.logged() || seen != stored {
-                stop.store(1, Ordering::SeqCst);
-                panic!("{stored} stored, {seen} seen, {} logged", session.logged());
-            }
+            let logged = session.logged();
+            assert!(
+                !looking.is_finished() && stored == logged && seen == stored,
+                "{stored} stored, {seen} seen, {logged} logged"
+            );
             end(&session, turn);
         }
-        stop.store(1, Ordering::SeqCst);
     });
-    assert_eq!(there.find("s").unwrap().position().last_turn, 300);
+    assert_eq!(there.find("s").unwrap().position().last_turn, turns);
 }
 
 #[test]
 fn a_look_that_a_turn_overtakes_ends_no_session() {
     let here = hub(&memory(), Duration::from_secs(10), Durability::Memory);
     let session = here.session(Some("s")).unwrap();
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     let said = std::thread::scope(|scope| {
+        let _over = stop.at_the_end();
         for _ in 0..4 {
             scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
+                while !stop.is_told() {
                     let _ = here.find("s");
                 }
             });
@@ -271,7 +277,6 @@ fn a_look_that_a_turn_overtakes_ends_no_session() {
         while said.is_ok() && begun.elapsed() < Duration::from_secs(2) {
             said = turn();
         }
-        stop.store(true, Ordering::SeqCst);
         said
     });
     assert_eq!(said, Ok(()));
@@ -282,11 +287,12 @@ fn a_look_that_a_turn_overtakes_ends_no_session() {
 fn an_emit_that_a_turn_s_end_overtakes_is_taken() {
     let here = hub(&memory(), Duration::from_secs(10), Durability::Process);
     let session = here.session(Some("s")).unwrap();
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     std::thread::scope(|scope| {
+        let over = stop.at_the_end();
         let aside = scope.spawn(|| {
             let mut said = Ok(0);
-            while said.is_ok() && !stop.load(Ordering::SeqCst) {
+            while said.is_ok() && !stop.is_told() {
                 said = say(&session, "a");
             }
             said
@@ -297,7 +303,7 @@ fn an_emit_that_a_turn_s_end_overtakes_is_taken() {
             let turn = session.start_turn(TurnOptions::default()).map(|started| started.turn);
             started = turn.map(|turn| assert!(session.end_turn(turn, Ending::default())));
         }
-        stop.store(true, Ordering::SeqCst);
+        drop(over);
         assert_eq!((started, aside.join().unwrap().err()), (Ok(()), None));
     });
 }
