@@ -20,7 +20,8 @@ use parking_lot::Mutex;
 use super::history::Pages;
 use super::keeper::{Asked, BATCH_BYTES, BATCH_EVENTS, Keeper, Shared, Slot, patience, too_late};
 use super::stall::STALLED;
-use super::{Entry, Inner, Session, SessionError, State, hub, now_ms};
+use super::{Entry, Inner, Session, SessionError, State, hub};
+use crate::clock::now_ms;
 use crate::event::{Class, Context, Event, Payload};
 use crate::store::{Append, Durability, Standing, StoreError, Tail};
 
