@@ -5,18 +5,21 @@
 #![allow(clippy::needless_pass_by_ref_mut, clippy::unused_self, reason = "the shape of a method is Python's")]
 #![allow(missing_docs, reason = "nothing here is seen from Rust")]
 
+mod away;
 mod bell;
 mod convert;
 mod errors;
 mod event;
 mod frame;
 mod hub;
+mod limits;
 mod pace;
 mod provider;
 mod queue;
 mod reader;
 mod redact;
 mod remote;
+mod session;
 mod slots;
 mod turn;
 mod wait;
@@ -31,7 +34,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     event::register(module)?;
     frame::register(module)?;
     provider::register(module)?;
+    limits::register(module)?;
     hub::register(module)?;
+    session::register(module)?;
     turn::register(module)?;
     queue::register(module)?;
     reader::register(module)?;

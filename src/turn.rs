@@ -10,9 +10,10 @@ use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::event::{Payload, Status};
 use turnstream_core::session::{self as core, Ending, Started};
 
+use crate::away::{away, returns};
 use crate::bell::{before_exit_or_never, check_fork};
-use crate::hub::{Session, away};
 use crate::pace::{Gate, wait_ready};
+use crate::session::Session;
 use crate::{convert, errors};
 
 fn emit(
@@ -208,7 +209,7 @@ impl Turn {
         _trace: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.leave(py, Some(error))?;
-        py.import("turnstream._glue")?.call_method1("returns", (py.None(),))
+        returns(py, py.None())
     }
 
     /// Appends one event of this turn; returns its seq. TurnEnded after the completion.

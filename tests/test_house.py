@@ -103,8 +103,11 @@ def test_every_quirk_of_the_corpus_has_a_test() -> None:
 
 
 def test_every_model_has_a_line_that_it_fails_without() -> None:
-    """`make loom-mutants` takes them away, and sees; about ten minutes, so not here."""
+    """`make loom-mutants` takes them away, and sees; about ten minutes, so here only: they are there."""
     mutants = runpy.run_path(str(ROOT / ".ci" / "loom-mutants"))["MUTANTS"]
+    core = ROOT / "crates" / "core" / "src"
+    lines = {(file, old) for _, file, *changes in mutants for old in changes[::2]}
+    assert [(file, old) for file, old in lines if (core / file).read_text().count(old) != 1] == []
     models = "".join(text for text in tracked("crates/core/src/*.rs").values() if "loom::model" in text)
     tested = re.findall(r"fn (\w+)\(\) \{\n +loom::model", models)
     assert set(tested) == {model.rpartition("::")[2] for model, *_ in mutants}
@@ -132,6 +135,24 @@ def test_what_holds_a_promise_is_a_test() -> None:
                         missing.append(f"{page}: {name}{cut}")
     assert rows > 15
     assert missing == []
+
+
+def test_a_page_that_names_a_file_names_one_that_is_there() -> None:
+    named = re.compile(r"`((?:crates|src|python|tests|docs|benches|examples|provider|session|asgi|state)/[\w./]+)`")
+    bases = [ROOT, ROOT / "crates/core/src", ROOT / "crates/core/src/session", ROOT / "python/turnstream"]
+    pages = tracked("*.md")
+    names = [(page, name) for page, text in pages.items() for name in named.findall(text)]
+    assert len(names) > 40
+    assert [(page, name) for page, name in names if not any((base / name).exists() for base in bases)] == []
+
+
+def test_the_map_has_all_of_the_core() -> None:
+    map_of_it = (ROOT / "ARCHITECTURE.md").read_text()
+    core = ROOT / "crates/core/src"
+    parts = {path.name for path in core.iterdir()} - {"lib.rs", "sync.rs"}
+    assert [part for part in sorted(parts) if f"`crates/core/src/{part}`" not in map_of_it] == []
+    session = {path.stem for path in (core / "session").iterdir()} - {"mod", "models", "error", "fold"}
+    assert [part for part in sorted(session) if not re.search(rf"`{part}(\.rs|/)`", map_of_it)] == []
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use pyo3::prelude::*;
+use turnstream_core::clock::now_ms;
 use turnstream_core::event as core_event;
 use turnstream_core::queue as core;
 use turnstream_core::reader;
-use turnstream_core::session::{Entry, now_ms};
+use turnstream_core::session::Entry;
 
 use crate::{bell, event};
 

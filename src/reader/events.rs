@@ -10,6 +10,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::reader::{self as core, Item, Poll};
 
 use super::{Reads, Shared};
+use crate::away::returns;
 use crate::slots::{self, Awaited, Sent};
 use crate::wait::{Source, Taken, deadline};
 use crate::{errors, event};
@@ -183,13 +184,13 @@ impl Reader {
     }
 
     fn __aenter__<'py>(slf: Bound<'py, Self>, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import("turnstream._glue")?.call_method1("returns", (slf,))
+        returns(py, slf)
     }
 
     #[pyo3(signature = (*_error))]
     fn __aexit__<'py>(&self, py: Python<'py>, _error: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         self.close();
-        py.import("turnstream._glue")?.call_method1("returns", (py.None(),))
+        returns(py, py.None())
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {

@@ -14,6 +14,7 @@ use turnstream_core::encode::FrameStream;
 use turnstream_core::reader::{self as core, Poll};
 
 use super::{Reads, Shared};
+use crate::session::Session;
 use crate::slots::{self, Awaited, Sent};
 use crate::wait::{Source, Taken};
 
@@ -198,8 +199,8 @@ impl FrameReader {
 
     /// The session that it reads.
     #[getter]
-    fn session(&self) -> crate::hub::Session {
-        crate::hub::Session { session: self.session.clone(), made: self.shared.made }
+    fn session(&self) -> Session {
+        Session { session: self.session.clone(), made: self.shared.made }
     }
 
     /// Ends the iteration, also of a task that is parked in it: at once, or, with a reason, after a last frame that says it.

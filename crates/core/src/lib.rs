@@ -8,6 +8,7 @@
 
 pub mod batch;
 pub mod bell;
+pub mod clock;
 pub mod encode;
 pub mod event;
 pub mod frame;

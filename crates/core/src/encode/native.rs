@@ -8,9 +8,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::{Encoder, Opening, sse};
+use crate::clock::now_ms;
 use crate::event::{Class, Context, Event, Payload, StreamClose, StreamOpen, TYPES, Text};
 use crate::reader::Item;
-use crate::session::{Session, now_ms};
+use crate::session::Session;
 
 /// How the native stream is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

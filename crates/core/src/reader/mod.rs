@@ -17,8 +17,9 @@ pub use cursor::{Cursor, CursorError};
 pub use join::{Joined, join};
 pub use merge::{belong_together, extend, merge};
 
+use crate::clock::now_ms;
 use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};
-use crate::session::{Absent, Entry, History, Pace, Page, Session, SessionError, Ticket, now_ms};
+use crate::session::{Absent, Entry, History, Pace, Page, Session, SessionError, Ticket};
 use crate::store::StoreError;
 
 /// Until when a reader goes on.

@@ -14,7 +14,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::keeper::{Asked, Keeper, Slot, StoreOptions, patience, too_late};
 use super::redact::Redact;
-use super::{Limits, Session, SessionError, now_ms};
+use super::{Limits, Session, SessionError};
+use crate::clock::now_ms;
 use crate::store::{LogStore, StoreError, is_key};
 
 /// The sessions, and the store they live in. Safe from every thread.

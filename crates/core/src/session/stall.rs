@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::Session;
+use crate::clock::now_ms;
 use crate::event::{Payload, Warning};
 
 /// The code of the `warning` that a stall is.
@@ -15,13 +16,13 @@ impl Session {
     /// How long the running turn has said nothing; none where no turn runs.
     pub fn progress_age(&self) -> Option<Duration> {
         let inner = self.inner.lock();
-        let silent = super::now_ms().saturating_sub(inner.progressed);
+        let silent = now_ms().saturating_sub(inner.progressed);
         inner.state.running.then(|| Duration::from_millis(silent))
     }
 
     /// Logs a `warning` where the running turn has said nothing for `timeout_ms`; true when it did so now.
     pub fn check_stall(&self, timeout_ms: u64) -> bool {
-        let over = |progressed: u64| super::now_ms().saturating_sub(progressed) >= timeout_ms;
+        let over = |progressed: u64| now_ms().saturating_sub(progressed) >= timeout_ms;
         {
             let inner = self.inner.lock();
             if !inner.state.running || !inner.writes() || inner.stalled || !over(inner.progressed) {

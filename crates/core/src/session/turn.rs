@@ -269,6 +269,19 @@ impl Inner {
         self.finish_turn(turn, ending);
     }
 
+    /// How the newest turn ended, by its events alone.
+    fn status_of(&self) -> Status {
+        if self.state.error.is_some() {
+            Status::Failed
+        } else if self.state.truncated.is_some() {
+            Status::Incomplete
+        } else if self.state.interrupted.is_some() {
+            Status::Cancelled
+        } else {
+            Status::Completed
+        }
+    }
+
     pub(super) fn finish_turn(&mut self, turn: u32, ending: Ending) -> u64 {
         let status = match ending.status {
             // What failed did not complete, whatever the code that left the turn believes.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{Append, Claim, Hint, LogStore, Retention, Standing, StoreError, Tail, first_fence};
-use crate::session::now_ms;
+use crate::clock::now_ms;
 
 /// Histories in memory. They end with it.
 #[derive(Default)]

@@ -262,7 +262,7 @@ pub trait LogStore: Send + Sync + 'static {
 pub fn first_fence() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     // The clock tells processes and lives apart, the counter the calls of one; below 2^53, as a script's numbers must be.
-    let clock = crate::session::now_ms() << 10 | u64::from(std::process::id() & 1023);
+    let clock = crate::clock::now_ms() << 10 | u64::from(std::process::id() & 1023);
     // Relaxed: the number alone matters.
     let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(clock.max(last + 1)));
     last.map_or(clock, |last| clock.max(last + 1))

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{Append, Claim, Durability, Hint, LogStore, Retention, Standing, StoreError, Tail, first_fence};
-use crate::session::now_ms;
+use crate::clock::now_ms;
 use wake::Wake;
 
 /// The file's format.

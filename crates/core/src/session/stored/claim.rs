@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Link;
+use crate::clock::now_ms;
 use crate::session::keeper::{Asked, patience, too_late};
-use crate::session::{Inner, Session, SessionError, hub, now_ms};
+use crate::session::{Inner, Session, SessionError, hub};
 use crate::store::{Durability, StoreError};
 
 /// A claim that nothing runs under is given back by its holder's next commit: for so long it is waited for.

@@ -13,10 +13,11 @@ use std::time::Instant;
 use super::Link;
 use super::lines::{decode, lines, same};
 use super::open::PAGE_BYTES;
+use crate::clock::now_ms;
 use crate::event::{Event, Payload};
 use crate::session::keeper::{Asked, Shared, too_late};
 use crate::session::stall::STALLED;
-use crate::session::{Entry, Inner, Session, SessionError, now_ms};
+use crate::session::{Entry, Inner, Session, SessionError};
 use crate::store::{Standing, StoreError};
 
 /// A claim whose caller has left before it came is kept for so long, in milliseconds: the caller may come back.

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use super::Stored;
 use super::append::{Batch, weight};
 use super::lines::{lines, same};
+use crate::clock::now_ms;
 use crate::session::keeper::{BATCH_EVENTS, Shared};
-use crate::session::{Entry, Inner, Session, hub, now_ms};
+use crate::session::{Entry, Inner, Session, hub};
 use crate::store::StoreError;
 
 /// Acknowledged events that are kept for a store that loses them again, also where the log has let them go.

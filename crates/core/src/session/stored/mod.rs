@@ -33,7 +33,8 @@ pub(super) use self::append::Batch;
 pub(super) use self::lines::{decode, lines};
 use super::history::Pages;
 use super::keeper::{Keeper, Slot};
-use super::{Entry, Inner, Session, SessionError, State, now_ms};
+use super::{Entry, Inner, Session, SessionError, State};
+use crate::clock::now_ms;
 use crate::store::StoreError;
 
 /// What a session in a store keeps outside its lock.

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use super::lines::{decode, is_covered_delta, lines};
 use super::{Link, Stored};
+use crate::clock::now_ms;
 use crate::event::Payload;
 use crate::session::keeper::{Asked, Keeper, Shared};
-use crate::session::{Session, SessionError, hub, now_ms};
+use crate::session::{Session, SessionError, hub};
 use crate::store::{Standing, StoreError};
 
 /// Events are read from the store in pages of about this size.
