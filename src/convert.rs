@@ -4,14 +4,41 @@
 
 use std::cell::RefCell;
 
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
 use turnstream_core::event::json::{MAX_DEPTH, write_f64, write_str, write_u64};
 use turnstream_core::event::{Json, Value};
 
+use crate::errors;
+
 /// Room for the event that the payload will stand in.
 const DEEPEST: usize = MAX_DEPTH - 8;
+
+/// How many of something: more than a machine has is as many as it has, and fewer than none is none, which whoever counts
+/// from 1 refuses.
+pub fn count(value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    match value.extract() {
+        Err(error) if PyErr::is_instance_of::<PyOverflowError>(&error, value.py()) => {
+            Ok(if value.lt(0)? { 0 } else { usize::MAX })
+        }
+        extracted => extracted,
+    }
+}
+
+/// A whole number of an event's header.
+pub fn whole<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<T> {
+    let py = value.py();
+    value.extract::<T>().map_err(|error| {
+        let error: PyErr = error.into();
+        if error.is_instance_of::<PyOverflowError>(py) {
+            return errors::raise("PayloadError", format!("{name}: expected a whole number, 0 or more"));
+        }
+        error
+    })
+}
 
 /// `json.loads`, looked up once.
 pub fn loads<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAny>> {
@@ -67,9 +94,9 @@ pub fn object_to_json(payload: Option<&Bound<'_, PyAny>>, fields: Option<&Bound<
             dict.update(mapping)?;
             write(&dict)?;
         } else if let Some(plain) = plain(payload) {
-            write(plain.cast::<PyDict>().map_err(|_| crate::errors::raise("PayloadError", "payload: expected a mapping"))?)?;
+            write(plain.cast::<PyDict>().map_err(|_| errors::raise("PayloadError", "payload: expected a mapping"))?)?;
         } else {
-            return Err(crate::errors::raise("PayloadError", format!("payload: expected a mapping, saw {}", type_name(payload))));
+            return Err(errors::raise("PayloadError", format!("payload: expected a mapping, saw {}", type_name(payload))));
         }
     }
     if let Some(fields) = fields {
@@ -220,7 +247,7 @@ impl Writer {
                     return Ok(());
                 }
             }
-            "UUID" | "Decimal" | "PosixPath" | "WindowsPath" | "PurePosixPath" => {
+            "UUID" | "Decimal" | "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath" => {
                 if let Ok(text) = value.str() {
                     write_str(out, &text.to_string_lossy());
                     return Ok(());
@@ -228,14 +255,17 @@ impl Writer {
             }
             _ => {}
         }
-        let size = value.cast::<PyBytes>().map(|bytes| bytes.as_bytes().len()).ok();
-        match size {
-            Some(size) => {
-                out.extend_from_slice(b"{\"$unserializable\":\"bytes\",\"size\":");
-                write_u64(out, size as u64);
-                out.push(b'}');
-            }
-            None => placeholder(out, &name),
+        let size = match name.as_str() {
+            "bytes" | "bytearray" => value.len().ok(),
+            "memoryview" => value.getattr("nbytes").and_then(|size| size.extract()).ok(),
+            _ => None,
+        };
+        placeholder(out, &name);
+        if let Some(size) = size {
+            out.pop();
+            out.extend_from_slice(b",\"size\":");
+            write_u64(out, size as u64);
+            out.push(b'}');
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use turnstream_core::event::{Class, Field, Payload, Value};
 use turnstream_core::reader::{self, Joined};
 use turnstream_core::session::Entry;
 
-use crate::{convert, errors};
+use crate::convert::{self, whole};
+use crate::errors;
 
 /// One immutable fact: `type`, `seq`, `session`, `turn`, `round`, `time`, `backend`, and its own fields.
 #[pyclass(subclass, frozen, module = "turnstream")]
@@ -162,13 +163,14 @@ fn build(kind: &'static str, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Eve
     let mut event = core::Event { seq: 0, time: 0, context: Arc::default(), payload, extra: extra.map(Box::new) };
     if let Some(fields) = fields {
         let number =
-            |name: &str| fields.get_item(name)?.filter(|value| !value.is_none()).map_or(Ok(0), |value| value.extract::<u64>());
+            |name: &str| fields.get_item(name)?.filter(|value| !value.is_none()).map_or(Ok(0), |value| whole(&value, name));
         let text = |name: &str| -> PyResult<Option<Arc<str>>> {
             let value = fields.get_item(name)?.filter(|value| !value.is_none());
             value.map(|value| value.extract::<String>().map(Arc::from)).transpose()
         };
         (event.seq, event.time) = (number("seq")?, number("time")?);
-        let small = |name: &str| number(name).and_then(|number| Ok(u32::try_from(number)?));
+        let small =
+            |name: &str| fields.get_item(name)?.filter(|value| !value.is_none()).map_or(Ok(0), |value| whole(&value, name));
         event.context = Arc::new(core::Context::new(text("session")?, small("turn")?, small("round")?, text("backend")?));
     }
     Ok(Event { entry: Arc::new(Entry { event, frame: OnceLock::new() }) })

@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use turnstream_core::session as core;
 
+use crate::convert::count;
+
 /// How much a session keeps, and how much all sessions of a hub keep together.
 #[pyclass(frozen, eq, module = "turnstream")]
 #[derive(PartialEq)]
@@ -21,14 +23,14 @@ impl Limits {
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments")]
     fn new(
-        max_events: usize,
-        max_bytes: usize,
+        #[pyo3(from_py_with = count)] max_events: usize,
+        #[pyo3(from_py_with = count)] max_bytes: usize,
         max_age_s: f64,
-        max_message_bytes: usize,
-        max_state_bytes: usize,
-        max_sessions: usize,
-        hub_max_events: usize,
-        hub_max_bytes: usize,
+        #[pyo3(from_py_with = count)] max_message_bytes: usize,
+        #[pyo3(from_py_with = count)] max_state_bytes: usize,
+        #[pyo3(from_py_with = count)] max_sessions: usize,
+        #[pyo3(from_py_with = count)] hub_max_events: usize,
+        #[pyo3(from_py_with = count)] hub_max_bytes: usize,
     ) -> PyResult<Self> {
         let counts = [max_events, max_bytes, max_message_bytes, max_state_bytes, max_sessions, hub_max_events, hub_max_bytes];
         if counts.contains(&0) || max_age_s.is_nan() || max_age_s <= 0.0 {

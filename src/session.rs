@@ -12,11 +12,12 @@ use turnstream_core::event::Text;
 use turnstream_core::reader::{self as core_reader, Cursor, Follow, ReadOptions};
 use turnstream_core::session::{self as core, TurnOptions};
 
-use crate::away::{away, in_thread, returns};
+use crate::away::{acted, away, in_thread, returns};
 use crate::bell::check_fork;
+use crate::convert::{self, count};
 use crate::reader::{FrameReader, Reader};
 use crate::turn::{Emitter, Turn};
-use crate::{convert, errors, slots};
+use crate::{errors, slots};
 
 /// Events by which a pacing reader may lag before the producer waits.
 const PACE_WINDOW: u64 = 256;
@@ -179,7 +180,7 @@ impl Session {
         types: Option<&Bound<'py, PyAny>>,
         follow: &str,
         after: Option<&str>,
-        backlog: usize,
+        #[pyo3(from_py_with = count)] backlog: usize,
         deltas: &str,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
@@ -358,14 +359,14 @@ impl Session {
         let session = self.core()?;
         let begun = away(py, session, || session.begin_cancel(reason));
         if !session.is_stored() {
-            return returns(py, begun.wait(session));
+            return acted(py, "returns", (begun.wait(session),));
         }
         let (session, begun) = (session.clone(), Mutex::new(Some(begun)));
         let wait = move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> bool {
             let begun = begun.lock().take();
             arguments.py().detach(|| begun.is_some_and(|begun| begun.wait(&session)))
         };
-        in_thread(PyCFunction::new_closure(py, None, None, wait)?.as_any(), PyTuple::empty(py))
+        acted(py, "in_thread", (PyCFunction::new_closure(py, None, None, wait)?, PyTuple::empty(py)))
     }
 
     /// Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing.

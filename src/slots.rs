@@ -10,7 +10,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -111,6 +111,9 @@ unsafe extern "C" fn send<T: Awaited>(
 
 fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
     T::subtype().get_or_try_init(py, || {
+        let base = T::type_object(py);
+        // A type does not inherit its base's docstring. (The call below copies it.)
+        let doc = CString::new(base.getattr("__doc__")?.extract::<Option<String>>()?.unwrap_or_default())?;
         let slot = |slot, function: *mut c_void| ffi::PyType_Slot { slot, pfunc: function };
         let itself = itself as unsafe extern "C" fn(*mut ffi::PyObject) -> *mut ffi::PyObject;
         let send = send::<T>
@@ -132,12 +135,12 @@ fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
             slot(ffi::Py_am_await, itself as *mut c_void),
             slot(ffi::Py_am_send, send as *mut c_void),
             slot(ffi::Py_tp_methods, methods.as_mut_ptr().cast()),
+            slot(ffi::Py_tp_doc, doc.as_ptr().cast_mut().cast()),
             slot(0, ptr::null_mut()),
         ];
         let flags = u32::try_from(ffi::Py_TPFLAGS_DEFAULT).unwrap_or_default();
         let mut spec =
             ffi::PyType_Spec { name: T::FULL_NAME.as_ptr(), basicsize: 0, itemsize: 0, flags, slots: slots.as_mut_ptr() };
-        let base = T::type_object(py);
         // SAFETY: spec and slots live over the call, which copies them; the name is static. A basicsize of 0 inherits
         // the base's layout, and the collector's functions come with it.
         let made = unsafe { ffi::PyType_FromSpecWithBases(&raw mut spec, base.as_ptr()) };

@@ -1,6 +1,7 @@
 //! Turns and emitters as Python sees them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -11,10 +12,11 @@ use turnstream_core::event::{Payload, Status};
 use turnstream_core::session::{self as core, Ending, Started};
 
 use crate::away::{away, returns};
-use crate::bell::{before_exit_or_never, check_fork};
+use crate::bell::{before_exit_or_never, check_fork, running_loop_if_any};
+use crate::convert::{self, whole};
+use crate::errors;
 use crate::pace::{Gate, wait_ready};
 use crate::session::Session;
-use crate::{convert, errors};
 
 fn emit(
     py: Python<'_>,
@@ -58,10 +60,11 @@ impl Emitter {
         py: Python<'_>,
         r#type: &str,
         payload: Option<&Bound<'_, PyAny>>,
-        turn: Option<u32>,
+        turn: Option<&Bound<'_, PyAny>>,
         fields: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<u64> {
         check_fork(self.made)?;
+        let turn = turn.map(|turn| whole(turn, "turn")).transpose()?;
         emit(py, &self.session, turn, r#type, payload, fields)
     }
 
@@ -94,13 +97,14 @@ pub struct Turn {
     principal: Mutex<Option<Py<PyAny>>>,
     /// A turn that is forgotten without an end is ended as failed.
     owns: bool,
+    left: AtomicBool,
 }
 
 impl Turn {
     pub fn new(session: Session, started: &Started, input: Option<Py<PyAny>>, principal: Option<Py<PyAny>>) -> Self {
         let Started { turn, before, new } = *started;
         let (input, principal) = (Mutex::new(input), Mutex::new(principal));
-        Self { session, number: turn, started: new, before, input, principal, owns: new }
+        Self { session, number: turn, started: new, before, input, principal, owns: new, left: AtomicBool::new(false) }
     }
 
     fn core(&self) -> PyResult<&Arc<core::Session>> {
@@ -110,6 +114,7 @@ impl Turn {
 
     /// Ends the turn by the exception that left its block.
     fn leave(&self, py: Python<'_>, error: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        self.left.store(true, Ordering::Relaxed); // as in `_left`
         let session = self.core()?;
         let Some(error) = error.filter(|error| !error.is_none()) else {
             away(py, session, || session.end_turn(self.number, Ending::default()));
@@ -118,7 +123,7 @@ impl Turn {
         let name = error.get_type().name()?.to_string();
         if matches!(name.as_str(), "CancelledError" | "GeneratorExit" | "KeyboardInterrupt") {
             let reason = if name == "KeyboardInterrupt" { "interrupted" } else { "cancelled" };
-            away(py, session, || session.cancel(reason));
+            away(py, session, || session.leave_turn(self.number, reason));
             return Ok(());
         }
         self.fail_with(&name, error)
@@ -186,8 +191,19 @@ impl Turn {
         Ok(!self.core()?.is_running(self.number))
     }
 
-    fn __enter__(slf: Py<Self>) -> Py<Self> {
-        slf
+    /// Whether its block was left.
+    #[getter]
+    fn _left(&self) -> bool {
+        // Relaxed: written and read on the thread of the block's loop.
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// A block in a task is cancelled with its turn, as an `async with` is.
+    fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        if running_loop_if_any(slf.py())?.is_some() {
+            slf.py().import("turnstream._glue")?.call_method1("bind_task", (&slf,))?;
+        }
+        Ok(slf)
     }
 
     /// Ends the turn: completed; failed, after an `error`, if an exception leaves the block; cancelled on cancellation.

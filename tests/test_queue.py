@@ -136,6 +136,20 @@ async def test_an_error_comes_after_the_items_and_to_every_consumer() -> None:
         ts.EventQueue().close("text")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("end", [StopIteration, StopAsyncIteration])
+async def test_an_error_that_would_pass_for_the_end_does_not(end: type[Exception]) -> None:
+    queue = ts.EventQueue[int]()
+    queue.put_nowait(1)
+    queue.close(end("reason"))
+    assert await queue.aget() == 1
+    with pytest.raises(RuntimeError, match=end.__name__) as error:
+        assert [item async for item in queue]
+    assert isinstance(error.value.__cause__, end)
+    for ask in (lambda: list(queue), queue.get, queue.get_nowait, lambda: list(queue.batches())):
+        with pytest.raises(RuntimeError, match=end.__name__):
+            ask()
+
+
 async def test_an_error_that_is_raised_again_and_again_does_not_grow() -> None:
     def raised() -> ValueError:
         try:

@@ -25,6 +25,24 @@ def session() -> ts.Session:
     return ts.Hub().session("s-1")
 
 
+def test_what_is_no_number_of_things_is_said_so(session: ts.Session) -> None:
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match="above 0"):
+            ts.Limits(max_events=limit)
+        with pytest.raises(ValueError, match="at least 1"):
+            session.read().batches(limit)
+        with pytest.raises(ValueError, match="at least 1"):
+            session.subscribe(print, backlog=limit)
+        with pytest.raises(ValueError, match="at least 1"):
+            ts.EventQueue(limit)
+    for number in (-1, 2**70):
+        with pytest.raises(ts.PayloadError, match="turn"):
+            session.emitter()("custom", name="x", turn=number)
+        for name in ("seq", "turn"):
+            with pytest.raises(ts.PayloadError, match=name):
+                ts.Custom(name="x", **{name: number})
+
+
 # --- hub --------------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +206,111 @@ async def test_cancel_stops_the_task_and_keeps_the_partial_text(session: ts.Sess
     assert (result["status"], result["text"]) == ("cancelled", "par")
     assert result["usage"]["input_tokens"] == 3
     assert kinds(session).count("completion") == 1
+
+
+async def test_a_cancelled_turn_leaves_the_next_one_alone(session: ts.Session) -> None:
+    first = asyncio.Event()
+
+    async def agent() -> None:
+        async with session.turn():
+            first.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(agent())
+    await first.wait()
+    await session.cancel()
+    second = session.turn()  # before the first one's block has heard
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not second.ended
+    second.complete()
+    result = session.result()
+    assert result is not None
+    assert (result["turn"], result["status"]) == (2, "completed")
+
+
+async def test_a_turn_stays_cancelled_whatever_comes_after_it(session: ts.Session) -> None:
+    first = session.turn()
+    await session.cancel()
+    second = session.turn()
+    assert (first.cancelled, second.cancelled) == (True, False)
+    second.complete()
+    assert (first.cancelled, second.cancelled) == (True, False)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_timeout_around_a_turn_cancels_its_task_once(session: ts.Session, is_async: bool) -> None:
+    turn = session.turn()
+
+    async def work() -> None:
+        if is_async:
+            async with turn:
+                await asyncio.Event().wait()
+        with turn:
+            await asyncio.Event().wait()
+
+    try:
+        async with asyncio.timeout(0.01):  # cancels this task
+            await work()
+    except TimeoutError:
+        pass
+    assert turn.cancelled
+    for _ in range(3):
+        await asyncio.sleep(0)  # where a second cancel would come out
+
+
+async def test_cancel_stops_the_task_of_a_plain_block_too(session: ts.Session) -> None:
+    started = asyncio.Event()
+
+    async def agent() -> None:
+        with session.turn():
+            started.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(agent())
+    await started.wait()
+    assert await session.cancel()
+    await asyncio.wait_for(asyncio.wait([task]), 10)
+    assert task.cancelled()
+
+
+async def test_a_task_that_has_left_the_block_is_not_cancelled(session: ts.Session) -> None:
+    async with session.turn() as turn:
+        await session.cancel()  # tells the task once the loop comes to it
+    assert turn.cancelled
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_a_turn_ends_with_the_loop_that_ran_it(session: ts.Session, loop_factory: Any) -> None:
+    loop = loop_factory()
+    tasks = []
+
+    async def agent(started: asyncio.Event) -> None:
+        async with session.turn():
+            started.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        started = asyncio.Event()
+        tasks.append(asyncio.create_task(agent(started)))
+        await started.wait()
+
+    loop.run_until_complete(main())
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending!"
+    loop.close()
+    tasks.clear()
+    gc.collect()
+    assert kinds(session)[-1] == "completion"  # a reader in another thread would wait for ever
+
+
+def test_a_cancel_may_be_left_unawaited(session: ts.Session) -> None:
+    turn = session.turn()
+    _ = session.cancel()
+    del _
+    gc.collect()  # warnings are errors here
+    assert turn.cancelled
+    assert asyncio.run(asyncio.wait_for(session.cancel(), 10)) is False
 
 
 # --- emitters ---------------------------------------------------------------------------------------------------------

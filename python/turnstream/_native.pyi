@@ -979,6 +979,8 @@ class Turn:
     @property
     def ended(self) -> bool:
         """Whether it has its completion."""
+    @property
+    def _left(self) -> bool: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None

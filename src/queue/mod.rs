@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pyo3::exceptions::{PyBaseException, PyRuntimeWarning, PyValueError};
+use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyRuntimeWarning, PyStopAsyncIteration, PyStopIteration, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTraceback, PyType};
 use pyo3::{PyTraverseError, PyVisit};
@@ -22,6 +22,7 @@ use turnstream_core::queue::{self as core, Offer, Overflow, Place};
 use self::slot::{Delta, Sleeper, Slot};
 use self::waits::{Form, Putting, QueueIterator, QueueTake, Taking, taker};
 use crate::bell::{self, check_fork};
+use crate::convert::count;
 use crate::wait::{Source, Taken, block, deadline};
 use crate::{errors, event, slots};
 
@@ -128,6 +129,12 @@ impl EventQueue {
         let Some((error, traceback)) = failure else { return Ok(()) };
         let error = PyErr::from_value(error.into_bound(py).into_any());
         error.set_traceback(py, traceback.map(|traceback| traceback.into_bound(py)));
+        if error.is_instance_of::<PyStopIteration>(py) || error.is_instance_of::<PyStopAsyncIteration>(py) {
+            // Raised as it is, it would pass for the end of whatever iterates. Generators do the same.
+            let said = PyRuntimeError::new_err(format!("the queue was closed with {}", error.get_type(py).name()?));
+            said.set_cause(py, Some(error));
+            return Err(said);
+        }
         Err(error)
     }
 }
@@ -136,7 +143,7 @@ impl EventQueue {
 impl EventQueue {
     #[new]
     #[pyo3(signature = (maxsize = 1000, overflow = "block", *, gaps = false, warn_interval_s = 10.0))]
-    fn new(maxsize: usize, overflow: &str, gaps: bool, warn_interval_s: f64) -> PyResult<Self> {
+    fn new(#[pyo3(from_py_with = count)] maxsize: usize, overflow: &str, gaps: bool, warn_interval_s: f64) -> PyResult<Self> {
         if maxsize == 0 {
             return Err(PyValueError::new_err("maxsize: expected at least 1"));
         }
@@ -239,7 +246,7 @@ impl EventQueue {
 
     /// Lists of up to `max_items` items, all that are ready, at least one.
     #[pyo3(signature = (max_items = 64))]
-    fn batches(slf: &Bound<'_, Self>, max_items: usize) -> PyResult<Py<PyAny>> {
+    fn batches(slf: &Bound<'_, Self>, #[pyo3(from_py_with = count)] max_items: usize) -> PyResult<Py<PyAny>> {
         if max_items == 0 {
             return Err(PyValueError::new_err("max_items: expected at least 1"));
         }

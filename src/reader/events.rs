@@ -11,6 +11,7 @@ use turnstream_core::reader::{self as core, Item, Poll};
 
 use super::{Reads, Shared};
 use crate::away::returns;
+use crate::convert::count;
 use crate::slots::{self, Awaited, Sent};
 use crate::wait::{Source, Taken, deadline};
 use crate::{errors, event};
@@ -149,7 +150,7 @@ impl Reader {
     /// Lists of up to `max_events` events, all that are ready, at least one. The reader itself then yields nothing until
     /// the batches are left.
     #[pyo3(signature = (max_events = 64))]
-    fn batches(slf: &Bound<'_, Self>, max_events: usize) -> PyResult<Py<PyAny>> {
+    fn batches(slf: &Bound<'_, Self>, #[pyo3(from_py_with = count)] max_events: usize) -> PyResult<Py<PyAny>> {
         if max_events == 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("max_events: expected at least 1"));
         }

@@ -30,7 +30,7 @@ mod turn;
 mod waiters;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     limits: Limits,
     closed: bool,
     cancelling: Option<Box<dyn FnOnce() + Send>>,
+    /// The newest turns that were cancelled.
+    cancelled: VecDeque<u32>,
     /// The newest requests that have an id of their own.
     requests: VecDeque<turn::Request>,
     producers: Vec<produce::Producer>,
@@ -95,8 +97,6 @@ pub struct Session {
     redact: Option<Arc<dyn redact::Redact>>,
     hub: Option<Weak<hub::Shared>>,
     redaction_failures: std::sync::atomic::AtomicU64,
-    /// Read without the lock by feeds that want to stop early.
-    cancelled: AtomicBool,
     link: Option<stored::Link>,
 }
 
@@ -140,6 +140,7 @@ impl Session {
                 limits,
                 closed: false,
                 cancelling: None,
+                cancelled: VecDeque::new(),
                 requests: VecDeque::new(),
                 producers: Vec::new(),
                 notes: Vec::new(),
@@ -160,7 +161,6 @@ impl Session {
             redact: hub.and_then(|hub| hub.redact()),
             hub: hub.map(Arc::downgrade),
             redaction_failures: std::sync::atomic::AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
             link: None,
         }
     }

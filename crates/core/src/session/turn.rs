@@ -52,6 +52,9 @@ pub struct Ending {
 /// How many requests a session knows again; a retry comes long before so many others have.
 const MAX_REQUESTS: usize = 10_000;
 
+/// How many cancelled turns a session knows: work that has not asked for so many others will not ask.
+const MAX_CANCELLED: usize = 1000;
+
 /// A request that had an id of its own, and the turn it started.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -127,8 +130,6 @@ impl Session {
             if let Some(client_id) = &start.client_id {
                 inner.remember(client_id, start.input.as_ref(), turn, before);
             }
-            // Relaxed: set under the lock, read as a hint.
-            self.cancelled.store(false, std::sync::atomic::Ordering::Relaxed);
             inner.forget_refusal();
             inner.failures_before = inner.statistics.subscriber_failures;
             inner.set_backend(backend.as_deref().map(Into::into));
@@ -205,29 +206,26 @@ impl Session {
 
     /// [`Self::cancel`] of a turn that runs here.
     pub(super) fn cancel_here(&self, reason: &str) -> bool {
-        let (ran, hook) = self.change(|inner| {
-            if !inner.state.running || !inner.writes() {
-                return (false, None);
-            }
-            self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
-            let turn = inner.state.turn;
-            inner.finish_turn(
-                turn,
-                Ending { status: Some(Status::Cancelled), reason: Some(reason.into()), error: None, fallback: None },
-            );
-            inner.settle();
-            (true, inner.cancelling.take())
-        });
+        let (ran, hook) = self.change(|inner| inner.cancel_turn(inner.state.turn, reason));
         if let Some(hook) = hook {
             hook();
         }
         ran
     }
 
-    /// Whether `turn` was cancelled.
+    /// Ends `turn` as cancelled by the work itself, which was told so already: its hook is not called. True if this call did.
+    pub fn leave_turn(&self, turn: u32, reason: &str) -> bool {
+        let (ran, hook) = self.change(|inner| inner.cancel_turn(turn, reason));
+        drop(hook); // as in `on_cancel`
+        if ran {
+            self.flush(); // as in `end_with`
+        }
+        ran
+    }
+
+    /// Whether `turn` was cancelled, however many came after it.
     pub fn is_cancelled(&self, turn: u32) -> bool {
-        self.cancelled.load(std::sync::atomic::Ordering::Relaxed)
-            && self.look(|state| state.outcome.as_ref().is_some_and(|end| end.turn == turn && end.status == Status::Cancelled))
+        self.inner.lock().cancelled.contains(&turn)
     }
 
     /// Whether `turn` runs.
@@ -237,6 +235,21 @@ impl Session {
 }
 
 impl Inner {
+    /// Ends `turn` as cancelled if it runs here: whether it did, and its hook.
+    fn cancel_turn(&mut self, turn: u32, reason: &str) -> (bool, Option<Box<dyn FnOnce() + Send>>) {
+        if !self.state.running || self.state.turn != turn || !self.writes() {
+            return (false, None);
+        }
+        if self.cancelled.len() == MAX_CANCELLED {
+            self.cancelled.pop_front();
+        }
+        self.cancelled.push_back(turn);
+        let ending = Ending { status: Some(Status::Cancelled), reason: Some(reason.into()), error: None, fallback: None };
+        self.finish_turn(turn, ending);
+        self.settle();
+        (true, self.cancelling.take())
+    }
+
     /// The turn that an earlier request of the same client id started.
     fn known_turn(&self, session: &Arc<str>, start: &TurnStart) -> Option<Result<Started, SessionError>> {
         let client_id = start.client_id.as_ref()?;
