@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -166,6 +167,54 @@ async def test_a_cancel_reaches_the_source() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert closed.is_set()
+
+
+async def test_what_follows_a_cancelled_wait_is_no_end() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield OPENAI_CHAT[0]
+        await asyncio.Event().wait()
+
+    stream = ts.normalize(source())
+
+    async def read() -> None:
+        async for _ in stream:
+            pass
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(read(), 0.05)
+    with pytest.raises(ts.SourceError, match="cancelled"):
+        await anext(stream)
+
+
+async def test_a_stream_that_is_left_and_forgotten_is_closed_without_a_word() -> None:
+    closed = asyncio.Event()
+    heard: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            for chunk in OPENAI_CHAT:
+                yield chunk
+        finally:
+            await asyncio.sleep(0)
+            closed.set()
+
+    gc.disable()
+    try:
+        async for _ in ts.normalize(source()):
+            break
+        await asyncio.wait_for(closed.wait(), WAIT_S)
+    finally:
+        gc.enable()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert heard == []
+
+
+@pytest.mark.parametrize("data", [5, None, {}, [b"x"]])
+def test_what_is_no_whole_stream(data: Any) -> None:
+    with pytest.raises(ts.UnsupportedSource, match=type(data).__name__):
+        ts.fold(data)
 
 
 def test_an_unknown_provider_is_said_at_once() -> None:

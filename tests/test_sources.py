@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -109,6 +110,60 @@ def test_what_is_no_source_is_said_so(source: Any, run: Run) -> None:
 def test_an_async_source_without_a_loop_is_said_so() -> None:
     with pytest.raises(ts.UnsupportedSource, match="async for"):
         list(iter_chunks(ticking([b"a"])))
+
+
+def deep(levels: int) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for _ in range(levels):
+        nested = {"a": nested}
+    return nested
+
+
+CYCLE: dict[str, Any] = {}
+CYCLE["self"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    "item",
+    [None, 5, deep(100_000), CYCLE, {("a", "b"): 1}, {"a": {1}}],
+    ids=["None", "int", "deep", "cycle", "key", "set"],
+)
+def test_an_item_that_is_none_is_said_with_its_place(item: Any, run: Run) -> None:
+    async def read(source: Any) -> list[bytes]:
+        return [chunk async for chunk in chunks(source)]
+
+    for attempt in (lambda: list(iter_chunks([b"a", item])), lambda: run(read([b"a", item]))):
+        with pytest.raises(ts.UnsupportedSource, match=rf"item 2, .*{type(item).__name__}"):
+            attempt()
+
+
+def test_a_path_is_no_source(tmp_path: Path, run: Run) -> None:
+    async def read() -> list[bytes]:
+        return [chunk async for chunk in chunks(tmp_path)]
+
+    for attempt in (lambda: list(iter_chunks(tmp_path)), lambda: run(read())):
+        with pytest.raises(ts.UnsupportedSource, match="path"):
+            attempt()
+
+
+def test_what_enters_as_itself_is_no_source(run: Run) -> None:
+    class Context:
+        def __enter__(self) -> Context:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        async def __aenter__(self) -> Context:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    async def read() -> list[bytes]:
+        return [chunk async for chunk in chunks(Context())]
+
+    for attempt in (lambda: list(iter_chunks(Context())), lambda: run(read())):
+        with pytest.raises(ts.UnsupportedSource, match="Context"):
+            attempt()
 
 
 def test_server_sent_events_of_another_reader_are_framed_again() -> None:

@@ -54,9 +54,13 @@ async def relay(
 def error_fields(error: Exception) -> dict[str, Any]:
     """The `error` event that a failure is in the log."""
     typed = isinstance(error, TurnstreamError)
+    try:
+        text = str(error)
+    except Exception:  # an error that cannot say what it is, is one nevertheless
+        text = ""
     return {
         "code": error.code if isinstance(error, TurnstreamError) else SourceError.code,
-        "message": str(error) if typed else f"{type(error).__name__}: {error}",
+        "message": text if typed else f"{type(error).__name__}: {text}" if text else type(error).__name__,
         "retryable": bool(getattr(error, "retryable", False)),
         "fatal": True,  # to the model call; a later call that succeeds makes it good
         # Not the body: it may quote a key, and a session has more readers than the caller.

@@ -17,6 +17,7 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import aclosing, closing, suppress
+from os import PathLike
 from types import coroutine
 from typing import Any
 
@@ -77,15 +78,20 @@ async def _open(source: Any) -> AsyncGenerator[bytes]:
     elif hasattr(source, "__aiter__"):
         encode = _line_encoder(source)
         items = aiter(source)
+        number = 0
         try:
             async for item in items:
-                yield encode(item)
+                number += 1
+                yield encode(item, number)
         finally:
             await _aclose(items)
     elif hasattr(source, "__aenter__"):
-        async with source as entered, aclosing(_open(entered)) as parts:
-            async for part in parts:
-                yield part
+        async with source as entered:
+            if entered is source:
+                raise _unsupported(source)
+            async with aclosing(_open(entered)) as parts:
+                async for part in parts:
+                    yield part
     elif isinstance(source, Iterable) or hasattr(source, "__enter__"):
         with closing(_open_sync(source)) as plain:
             for part in plain:
@@ -103,13 +109,15 @@ def _open_sync(source: Any) -> Generator[bytes]:
         encode = _line_encoder(source)
         items = iter(source)
         try:
-            for item in items:
-                yield encode(item)
+            for number, item in enumerate(items, 1):
+                yield encode(item, number)
         finally:
             if isinstance(items, Generator):
                 items.close()
-    elif hasattr(source, "__enter__"):
+    elif hasattr(source, "__enter__") and not isinstance(source, PathLike):
         with source as entered:
+            if entered is source:
+                raise _unsupported(source)
             yield from _open_sync(entered)
     else:
         raise _unsupported(source)
@@ -155,15 +163,29 @@ def _unsupported(source: Any) -> UnsupportedSource:
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
     if isinstance(source, Awaitable) or any(hasattr(source, name) for name in ("__aiter__", "__aenter__")):
         return UnsupportedSource(f"source: {kind} needs a running loop; read it with `async for`")
+    if isinstance(source, PathLike):
+        return UnsupportedSource(f"source: {kind} is a path; open the file, for bytes")
     return UnsupportedSource(f"source: {kind} is no response, no iterable, no SDK stream and no body")
 
 
 # --- items to bytes --------------------------------------------------------------------------------------------------
 
 
-def _encode(item: Any) -> bytes:
+def _encode(item: Any, number: int = 0) -> bytes:
+    """The item's bytes; `number` is its place in the source, 0 where it is all of it."""
     if isinstance(item, bytes):
         return item
+    try:
+        return _written(item)
+    except (TypeError, ValueError, RecursionError) as error:  # all that json and pydantic say of what is no JSON
+        kind = f"{type(item).__module__}.{type(item).__qualname__}"
+        which = f"item {number}, {kind}," if number else kind
+        if isinstance(error, UnsupportedSource) and error.args == _unsupported(item).args:
+            raise UnsupportedSource(f"source: {which} is neither bytes nor text, no dict and no SDK model") from None
+        raise UnsupportedSource(f"source: {which} is no JSON: {error}") from error
+
+
+def _written(item: Any) -> bytes:
     if isinstance(item, str):
         return item.encode("utf-8", "replace")
     if isinstance(item, (bytearray, memoryview)):
@@ -197,10 +219,10 @@ def _plain(value: Any) -> Any:
     return json.loads(_json(value))
 
 
-def _line_encoder(source: Any) -> Callable[[Any], bytes]:
+def _line_encoder(source: Any) -> Callable[[Any, int], bytes]:
     """The clients' line iterators cut the line ends off, without which there are no frames."""
     if getattr(source, "__name__", None) in ("iter_lines", "aiter_lines"):
-        return lambda line: _encode(line) + b"\n"
+        return lambda line, number: _encode(line, number) + b"\n"
     return _encode
 
 
