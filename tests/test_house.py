@@ -118,6 +118,20 @@ def test_the_package_tells_its_names_and_loads_nothing_for_that(subprocess_pytho
     assert subprocess_python(code) == ["set() False\n"]
 
 
+def test_all_names_and_their_help_are_there_without_any_extra(subprocess_python: Callable[..., list[str]]) -> None:
+    code = """
+import pydoc, sys
+for missing in ("fastapi", "starlette", "ray", "redis", "typer", "rich", "httpx", "pydantic"):
+    sys.modules[missing] = None
+from turnstream import *
+import turnstream as ts
+assert Hub and fold
+assert "class Hub" in pydoc.plain(pydoc.render_doc(ts))
+print([name for name in ts.__all__ if not name.startswith("__") and not getattr(ts, name).__doc__])
+"""
+    assert subprocess_python(code) == ["[]\n"]
+
+
 def test_what_holds_a_promise_is_a_test() -> None:
     """Every name in a column "held by", or its beginning where it ends in dots, is that of a test."""
     texts = tracked("crates/*.rs", "tests/*.py").values()

@@ -493,6 +493,15 @@ async def test_tee_gives_all_to_all_and_the_slow_one_holds_back() -> None:
     assert source.closed == 1
 
 
+async def test_tee_is_not_held_by_a_branch_that_was_dropped_before_anything_began() -> None:
+    async def numbers() -> AsyncGenerator[int]:
+        for number in range(20):
+            yield number
+
+    kept = streams.tee(numbers(), 3, ahead=2)[1]
+    assert [number async for number in kept] == list(range(20))
+
+
 async def test_tee_frees_the_source_with_its_last_branch_also_when_they_are_dropped() -> None:
     source = Script().give(1)
     one, two = streams.tee(source)
@@ -527,6 +536,16 @@ async def test_error_boundary_makes_an_error_an_event() -> None:
     with pytest.raises(asyncio.CancelledError):
         await collect(streams.error_boundary(fails(asyncio.CancelledError())))
     assert await collect(streams.error_boundary(Script().give(1).end())) == [1]
+
+
+async def test_error_boundary_takes_an_error_that_cannot_say_what_it_is() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    (event,) = [event async for event in streams.error_boundary(Script().end(Mute()))]
+    assert isinstance(event, ts.Error)
+    assert event.message == "Mute"
 
 
 async def test_throttle_flushes_before_an_error_and_gives_what_is_no_event() -> None:

@@ -227,6 +227,26 @@ async def test_a_cancellation_that_a_callback_raises_is_its_failure(session: ts.
 
 
 @pytest.mark.usefixtures("nothing_is_left")
+async def test_what_cannot_be_called_is_refused(session: ts.Session) -> None:
+    for wrong in (None, "print", asyncio.sleep(0)):
+        with pytest.raises(TypeError, match="callback"):
+            session.subscribe(wrong)  # type: ignore[arg-type]
+        if asyncio.iscoroutine(wrong):
+            wrong.close()
+
+
+def test_a_callback_that_exits_its_thread_is_said(session: ts.Session, caplog: pytest.LogCaptureFixture) -> None:
+    def leave(event: ts.Event) -> None:
+        raise SystemExit
+
+    turn = session.turn()
+    subscription = session.subscribe(leave)
+    assert subscription.wait_drained(20)
+    assert (subscription.failed, subscription.active) == (1, False)
+    assert "SystemExit" in caplog.text
+    turn.complete()
+
+
 async def test_a_slow_callback_misses_deltas_with_a_gap_and_no_boundary_event(session: ts.Session) -> None:
     got: list[Any] = []
     gate = asyncio.Event()

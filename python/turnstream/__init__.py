@@ -99,7 +99,11 @@ from turnstream.message import Message, MessageToolCall
 from turnstream.normalize import Normalized, fold, normalize
 
 if _TYPE_CHECKING:
-    from turnstream import asgi, fastapi, ray, remote, streams
+    from turnstream import asgi as asgi
+    from turnstream import fastapi as fastapi
+    from turnstream import ray as ray
+    from turnstream import remote as remote
+    from turnstream import streams as streams
     from turnstream.subscription import Subscription
 
 __all__ = [
@@ -183,15 +187,10 @@ __all__ = [
     "Warning",
     "WouldBlock",
     "__version__",
-    "asgi",
-    "fastapi",
     "fold",
     "normalize",
     "partial_json",
     "providers",
-    "ray",
-    "remote",
-    "streams",
 ]
 
 if _native.debug_build:
@@ -202,7 +201,8 @@ if _native.debug_build:
     )
 
 _LAZY = frozenset({"asgi", "demo", "fastapi", "ray", "remote", "streams"})
-"""Modules that cost an import of somebody else's package, or of asyncio, loaded when first named."""
+"""Modules that cost an import of somebody else's package, or of asyncio, loaded when first named. None is in `__all__`:
+`import *` and `help` get all that stands there."""
 
 
 def __getattr__(name: str) -> _Any:
@@ -214,4 +214,4 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "asgi", "remote", "streams"})

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent import futures
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from inspect import isawaitable
 from types import TracebackType
 from typing import Literal, Self
@@ -54,6 +54,8 @@ class Subscription:
         backlog: int,
         deltas: Literal["exact", "merged"],
     ) -> None:
+        if not callable(callback):
+            raise TypeError(f"callback: expected a callable, saw {type(callback).__qualname__}")
         wanted = None if types is None else frozenset((types,) if isinstance(types, str) else types)
         if unknown := (wanted or frozenset()) - EVENT_TYPES.keys():
             raise ValueError(f"types: unknown event type {min(unknown)!r}")
@@ -71,11 +73,9 @@ class Subscription:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            context = copy_context()
-            run = threading.Thread(
-                target=lambda: context.run(asyncio.run, self._run()), name="turnstream-subscription", daemon=True
-            )
-            run.start()
+            threading.Thread(
+                target=self._run_thread, args=(copy_context(),), name="turnstream-subscription", daemon=True
+            ).start()
         else:
             self._task = loop.create_task(self._run())  # a task has a copy of its maker's context
 
@@ -134,6 +134,10 @@ class Subscription:
         future.set_result(None)
         return future
 
+    def _run_thread(self, context: Context) -> None:
+        with suppress(SystemExit):  # a callback's: it leaves the thread, and was said
+            context.run(asyncio.run, self._run())
+
     async def _run(self) -> None:
         self._task = asyncio.current_task()
         skipped: list[int] = []  # the first and the last of a run
@@ -178,6 +182,9 @@ class Subscription:
             self._fail(event, error)
         except Exception as error:
             self._fail(event, error)
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._fail(event, error)  # said, for on a thread nobody else would
+            raise
         else:
             self._delivered += 1
 

@@ -218,7 +218,9 @@ class Stream(Generic[T]):
         pump: Pump[Any] | None = getattr(self, "_pump", None)  # none where the arguments were refused
         if pump is None or self._box.closed:
             return
-        if (loop := pump.loop) is not None and not loop.is_closed():
+        if (loop := pump.loop) is None:
+            pump.forget(self._box)  # nothing has begun that another thread could be in
+        elif not loop.is_closed():
             with suppress(RuntimeError):  # closed meanwhile
                 loop.call_soon_threadsafe(pump.forget, self._box)
 
