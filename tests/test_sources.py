@@ -19,6 +19,7 @@ import openai
 import pytest
 from mistralai.client import Mistral
 from scripted import ANTHROPIC, CUT, GEMINI, HANG, OLLAMA, OPENAI_BODY, OPENAI_CHAT, ScriptedServer
+from support import within
 
 import turnstream as ts
 from turnstream.sources import MAX_CHUNK_BYTES, chunks, iter_chunks
@@ -193,8 +194,8 @@ def test_a_source_that_is_always_ready_lets_others_run(run: Run) -> None:
                 await asyncio.sleep(0)
 
         async def ready() -> AsyncIterator[bytes]:
-            until = time.monotonic() + 0.2
-            while time.monotonic() < until:
+            until = time.thread_time() + 0.2
+            while time.thread_time() < until:  # what the machine does meanwhile does not count
                 yield b"x"
 
         task = asyncio.ensure_future(other())
@@ -453,7 +454,7 @@ def test_a_cancel_closes_the_connection(server: ScriptedServer, client_kind: str
     """Invariant 1, for a client whose read sits on a thread too."""
     url = server.script("/h", [OPENAI_CHAT[0], HANG])
 
-    async def main() -> float:
+    async def main() -> None:
         first = asyncio.Event()
 
         async def read(response: Any) -> None:
@@ -471,13 +472,12 @@ def test_a_cancel_closes_the_connection(server: ScriptedServer, client_kind: str
         task = asyncio.ensure_future(looped() if client_kind == "looped" else blocking())
         await first.wait()
         await asyncio.sleep(0)
-        cancelled_at = time.monotonic()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return time.monotonic() - cancelled_at
+        with within(1.5):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
-    assert run(main()) < 1.5
+    run(main())
     assert server.left.wait(WAIT_S)
     assert threading.active_count() < 20
 

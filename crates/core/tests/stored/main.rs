@@ -342,7 +342,7 @@ fn a_store_that_is_away_costs_memory_and_time_within_bounds() {
     let refused = loop {
         let before = Instant::now();
         let said = say(&session, "x");
-        assert!(before.elapsed() < PATIENCE * 4, "an emit has its limit");
+        assert!(before.elapsed() < PATIENCE * 20, "an emit has its limit"); // without one it waits for the store
         match said {
             Ok(seq) => emitted = seq,
             Err(error) => break error,
