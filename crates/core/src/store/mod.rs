@@ -21,7 +21,7 @@
 //!   readers have seen may be lost: a claim by the owner of that last claim, who knows, keeps the epoch; anybody else's gets a
 //!   new one, so that a cursor never means another event than it did.
 //! - Leases and ages are counted by the server's clock. Calls have a time limit of their own, and never wait on a condition.
-//! - [`LogStore::listen`] starts at most one thread or connection per store. A hint that may have been lost (a reconnect)
+//! - [`LogStore::listen`] starts at most one thread and connection per server. A hint that may have been lost (a reconnect)
 //!   is announced as `None`: look everywhere.
 //! - No error text holds a password or a payload.
 

@@ -1,6 +1,7 @@
 //! What stores promise, held against every one of them. A store that is added adds one `suite!` line.
 
 mod chaos;
+mod cluster;
 mod faults;
 mod files;
 mod power;

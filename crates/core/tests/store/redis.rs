@@ -88,29 +88,6 @@ fn a_second_process_is_hinted() {
     assert_eq!(receive.recv_timeout(PATIENCE).unwrap(), None);
 }
 
-/// Keys and channel of a session are one slot's, and every call is one session's.
-#[test]
-fn a_cluster_of_one_server_is_a_server() {
-    let Some(server) = Server::start(&["--cluster-enabled", "yes"]) else { return };
-    for half in [0..8192, 8192..16384] {
-        let slots: Vec<_> = half.map(|slot: u32| slot.to_string()).collect();
-        assert!(server.say(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))).starts_with("+OK"));
-    }
-    until(|| server.say("CLUSTER INFO").contains("cluster_state:ok").then_some(()));
-    let store = open(&server);
-    assert!(matches!(&*store.warnings(), [only] if only.contains("cluster")), "{:?}", store.warnings());
-    let (send, receive) = mpsc::channel();
-    store.listen(Arc::new(move |session: Option<&str>| {
-        let _ = send.send(session.map(str::to_owned));
-    }));
-    assert_eq!(receive.recv_timeout(PATIENCE).unwrap(), None);
-    for session in ["s", "t", "a-third"] {
-        append(&store, session, claim(&store, session, "a").unwrap().fence, 1, 3).unwrap();
-        assert_eq!(read_all(&store, session, 0, 1), text(1, 3));
-        assert_eq!(receive.recv_timeout(PATIENCE).unwrap().as_deref(), Some(session));
-    }
-}
-
 /// Killed, and there again with nothing in it: the writer claims under its own epoch and sends from the start.
 #[test]
 fn an_empty_server_is_filled_again() {
@@ -310,7 +287,7 @@ fn a_session_lives_as_long_as_its_retention_unless_it_is_leased() {
 
 #[test]
 fn who_may_not_is_told_so_without_a_secret() {
-    let acl = "user agent on >secret-of-agent ~turnstream:* resetchannels &turnstream:* +@read +@write +@scripting +@pubsub +@connection +info +time";
+    let acl = "user agent on >secret-of-agent ~turnstream:* resetchannels &turnstream:* +@read +@write +@scripting +@pubsub +@connection +info +time +cluster|slots +asking";
     let reader =
         "user reader on >secret-of-reader ~turnstream:* resetchannels &turnstream:* +@read +@scripting +@connection +info +time";
     let Some(server) = Server::start(&["--requirepass", "secret-of-all"]) else { return };

@@ -309,27 +309,22 @@ pub fn a_failover_is_answered_by_sending_again(store: &Store) {
     assert_eq!(read_all(store, "s", 0, 1000), text(1, head));
 }
 
-/// All of it on the store that `$make` gives, plain and behind chaos.
+/// Gives `$then` what it was given, and the cases that hold on every store, plain and behind chaos.
 #[macro_export]
-macro_rules! suite {
-    ($name:ident, $make:expr) => {
-        mod $name {
-            use super::*;
-            $crate::suite!(@cases plain, $make, |store| store;
-                appends_follow_the_head, repeated_appends_add_nothing, only_the_newest_claim_writes, a_lease_runs_out,
-                pages_follow_any_cursor, a_history_is_sealed_once, one_refusal_does_not_stop_a_batch,
-                hints_wake_and_reading_is_enough, a_cancel_reaches_the_writer, a_deleted_history_begins_anew,
-                retention_spares_whoever_writes, two_writers_take_turns, a_life_is_renamed_by_its_writer);
-            $crate::suite!(@cases chaos, $make, |store| std::sync::Arc::new($crate::chaos::Chaos::new(store, 7, false));
-                appends_follow_the_head, repeated_appends_add_nothing, only_the_newest_claim_writes, a_lease_runs_out,
-                pages_follow_any_cursor, a_history_is_sealed_once, one_refusal_does_not_stop_a_batch,
-                hints_wake_and_reading_is_enough, a_cancel_reaches_the_writer, a_deleted_history_begins_anew,
-                retention_spares_whoever_writes, two_writers_take_turns);
-            $crate::suite!(@cases forgetful, $make, |store| std::sync::Arc::new($crate::chaos::Chaos::new(store, 11, true));
-                a_failover_is_answered_by_sending_again);
-        }
+macro_rules! cases {
+    ($then:ident!($($given:tt)*)) => {
+        $then!($($given)*;
+            appends_follow_the_head, repeated_appends_add_nothing, only_the_newest_claim_writes, a_lease_runs_out,
+            pages_follow_any_cursor, a_history_is_sealed_once, one_refusal_does_not_stop_a_batch,
+            hints_wake_and_reading_is_enough, a_cancel_reaches_the_writer, a_deleted_history_begins_anew,
+            retention_spares_whoever_writes, two_writers_take_turns);
     };
-    (@cases $module:ident, $make:expr, $wrap:expr; $($case:ident),*) => {
+}
+
+/// A test for each case, on a store of its own.
+#[macro_export]
+macro_rules! each {
+    ($module:ident, $make:expr, $wrap:expr; $($case:ident),*) => {
         mod $module {
             use super::*;
             $(
@@ -340,6 +335,22 @@ macro_rules! suite {
                     $crate::suite::$case(&wrap(store));
                 }
             )*
+        }
+    };
+}
+
+/// All of it on the store that `$make` gives, plain and behind chaos.
+#[macro_export]
+macro_rules! suite {
+    ($name:ident, $make:expr) => {
+        mod $name {
+            use super::*;
+            use $crate::each;
+            $crate::cases!(each!(plain, $make, |store| store));
+            $crate::cases!(each!(chaos, $make, |store| std::sync::Arc::new($crate::chaos::Chaos::new(store, 7, false))));
+            each!(lives, $make, |store| store; a_life_is_renamed_by_its_writer);
+            each!(forgetful, $make, |store| std::sync::Arc::new($crate::chaos::Chaos::new(store, 11, true));
+                a_failover_is_answered_by_sending_again);
         }
     };
 }

@@ -15,8 +15,9 @@
 //! 4. what a failover takes back is found by fence and head, and said as [`StoreError::Unknown`] or [`StoreError::NotNext`];
 //! 5. no password is in an error or in the `Debug` form.
 //!
-//! Of a cluster, servers that have all slots are supported: keys and channels are ready for more, redirections are not followed.
+//! Of a cluster, each call goes to the server that has the session's slot ([`cluster`]); any server may be named in the URL.
 
+mod cluster;
 mod connection;
 mod hints;
 mod script;
@@ -30,9 +31,10 @@ use std::time::Duration;
 
 use redis::{Client, Cmd, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, TlsCertificates, Value};
 
-use self::connection::{CONNECT, Line};
+use self::cluster::{Cluster, Lane, Server};
+use self::connection::CONNECT;
 use self::hints::Hints;
-use self::script::{Call, answer, number, other_version, strange, text};
+use self::script::{Call, number, other_version, strange, text};
 use self::server::Facts;
 use super::{Append, Claim, Durability, Hint, LogStore, Retention, Standing, StoreError, Tail, first_fence};
 use crate::session::hub::random_word;
@@ -115,18 +117,15 @@ impl Keys {
 
 /// A store in a Redis or Valkey server.
 pub struct RedisStore {
-    client: Client,
     options: RedisOptions,
-    /// For appends alone: they may be large, and who claims does not wait behind them.
-    appends: Arc<Line>,
-    calls: Arc<Line>,
+    cluster: Arc<Cluster>,
     hints: Hints,
     warnings: Vec<String>,
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("server", &connection::place(&self.client)).finish_non_exhaustive()
+        f.debug_struct("RedisStore").field("server", &connection::place(&self.cluster.seed().client)).finish_non_exhaustive()
     }
 }
 
@@ -134,14 +133,14 @@ impl RedisStore {
     /// Connects to the server of `url`: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, or
     /// `redis+unix:///path[?db=…&user=…&pass=…]`.
     pub fn open(url: &str, options: &RedisOptions) -> Result<Self, StoreError> {
-        let client = client(url, options)?;
-        let calls = Line::new(client.clone());
-        let appends = Line::new(client.clone());
-        let ask = |command: Cmd| calls.exchange(&[command], Clone::clone, CONNECT).remove(0);
+        let cluster = Arc::new(Cluster::new(client(url, options)?));
+        let seed = cluster.seed();
+        let ask = |command: Cmd| seed.line(Lane::Calls).exchange(&[command], Clone::clone, CONNECT).remove(0);
         let mut warnings = Vec::new();
         match ask(redis::cmd("INFO"))? {
             Value::ServerError(error) if error.code() == "NOPERM" => {
                 warnings.push("the server's ACL forbids INFO: its version and its maxmemory-policy are not known".into());
+                let _ = cluster.ask(seed, CONNECT); // refused by one that is in no cluster
             }
             Value::ServerError(error) => return Err(script::refusal(&error)),
             value => {
@@ -149,6 +148,11 @@ impl RedisStore {
                 let facts = Facts::read(&info);
                 facts.check()?;
                 warnings.extend(facts.warnings());
+                if facts.is_clustered()
+                    && let Err(error) = cluster.ask(seed, CONNECT)
+                {
+                    warnings.push(format!("the slots of the cluster are found one by one: {error}"));
+                }
             }
         }
         if options.durability == Durability::Disk {
@@ -165,11 +169,40 @@ impl RedisStore {
                 );
             }
         }
-        Ok(Self { client, options: options.clone(), appends, calls, hints: Hints::default(), warnings })
+        Ok(Self { options: options.clone(), cluster, hints: Hints::default(), warnings })
     }
 
     fn call(&self, call: Call<'_>) -> Result<Vec<Value>, StoreError> {
-        run(&self.calls, &[call], self.options.limit).remove(0)
+        self.cluster.run(&[call], Lane::Calls, self.options.limit).remove(0)
+    }
+
+    /// What of one server's sessions is older than `retention`, until `step` are gone.
+    fn expire_on(&self, server: &Server, retention: &Retention, step: usize) -> Result<usize, StoreError> {
+        let (mut cursor, mut gone) = (0_u64, 0);
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg("turnstream:{*}:session:*").arg("COUNT").arg(256);
+            let page = match server.line(Lane::Calls).exchange(&[scan], Clone::clone, self.options.limit).remove(0)? {
+                Value::ServerError(error) => return Err(script::refusal(&error)),
+                page => page,
+            };
+            let (next, keys): (u64, Vec<String>) = redis::from_redis_value(page).map_err(|_| strange())?;
+            let ids: Vec<_> = keys.iter().filter_map(|key| key.splitn(4, ':').nth(3)).collect();
+            for ids in ids.chunks(step.max(1)) {
+                let expire = |id: &&str| Call::new(&script::EXPIRE, Keys::of(id)).number(retention.max_age_ms);
+                let calls: Vec<_> = ids.iter().map(expire).collect();
+                for rest in self.cluster.run(&calls, Lane::Calls, self.options.limit) {
+                    gone += rest?.first().map_or_else(|| Err(strange()), number)? as usize;
+                }
+                if gone >= step {
+                    return Ok(gone);
+                }
+            }
+            if next == 0 {
+                return Ok(gone);
+            }
+            cursor = next;
+        }
     }
 
     /// In milliseconds.
@@ -203,24 +236,6 @@ fn client(url: &str, options: &RedisOptions) -> Result<Client, StoreError> {
     let client_tls = identity.map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
     Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
         .map_err(|_| unusable("a certificate or its key is not PEM that can be read"))
-}
-
-/// Has the scripts decide, all in one round trip.
-fn run(line: &Line, calls: &[Call<'_>], limit: Duration) -> Vec<Result<Vec<Value>, StoreError>> {
-    let mut answers = line.exchange(calls, |call| call.command(false), limit);
-    let coded = |answer: &Result<Value, StoreError>, code: &str| matches!(answer, Ok(Value::ServerError(error)) if script::code(error) == code);
-    // A server that has just started, or whose scripts were flushed.
-    let missing: Vec<_> = (0..calls.len()).filter(|at| coded(&answers[*at], "NOSCRIPT")).collect();
-    if !missing.is_empty() {
-        let again = line.exchange(&missing, |at| calls[*at].command(true), limit);
-        for (at, answer) in missing.into_iter().zip(again) {
-            answers[at] = answer;
-        }
-    }
-    if answers.iter().any(|answer| coded(answer, "READONLY")) {
-        line.leave(); // the name may lead elsewhere by now
-    }
-    answers.into_iter().map(|value| value.and_then(answer)).collect()
 }
 
 fn append_call(append: Append<'_>, retention: u64) -> Call<'_> {
@@ -282,7 +297,7 @@ impl LogStore for RedisStore {
 
     fn append(&self, batch: &[Append<'_>]) -> Vec<Result<u64, StoreError>> {
         let calls: Vec<_> = batch.iter().map(|append| append_call(*append, self.retention())).collect();
-        let answers = run(&self.appends, &calls, self.options.limit * 4);
+        let answers = self.cluster.run(&calls, Lane::Appends, self.options.limit * 4);
         answers.into_iter().map(|rest| rest.and_then(|rest| rest.first().map_or_else(|| Err(strange()), number))).collect()
     }
 
@@ -332,7 +347,7 @@ impl LogStore for RedisStore {
     }
 
     fn listen(&self, hint: Hint) {
-        self.hints.listen(hint, &self.client);
+        self.hints.listen(hint, &self.cluster);
     }
 
     /// The server does it by time to live; only a shorter age than the store was opened with is looked for. The server's memory
@@ -341,31 +356,14 @@ impl LogStore for RedisStore {
         if u128::from(retention.max_age_ms) >= self.options.retention.as_millis() {
             return Ok(0);
         }
-        let (mut cursor, mut gone) = (0_u64, 0);
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg("turnstream:{*}:session:*").arg("COUNT").arg(256);
-            let page = match self.calls.exchange(&[scan], Clone::clone, self.options.limit).remove(0)? {
-                Value::ServerError(error) => return Err(script::refusal(&error)),
-                page => page,
-            };
-            let (next, keys): (u64, Vec<String>) = redis::from_redis_value(page).map_err(|_| strange())?;
-            let ids: Vec<_> = keys.iter().filter_map(|key| key.splitn(4, ':').nth(3)).collect();
-            for ids in ids.chunks(step.max(1)) {
-                let expire = |id: &&str| Call::new(&script::EXPIRE, Keys::of(id)).number(retention.max_age_ms);
-                let calls: Vec<_> = ids.iter().map(expire).collect();
-                for rest in run(&self.calls, &calls, self.options.limit) {
-                    gone += rest?.first().map_or_else(|| Err(strange()), number)? as usize;
-                }
-                if gone >= step {
-                    return Ok(gone);
-                }
+        let mut gone = 0;
+        for (server, _) in self.cluster.shares() {
+            gone += self.expire_on(&server, retention, step.saturating_sub(gone))?;
+            if gone >= step {
+                break;
             }
-            if next == 0 {
-                return Ok(gone);
-            }
-            cursor = next;
         }
+        Ok(gone)
     }
 
     fn forgets(&self) -> bool {

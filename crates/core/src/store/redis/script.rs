@@ -72,6 +72,10 @@ impl<'a> Call<'a> {
         self.owned(channel).arg(session)
     }
 
+    pub(super) fn partition(&self) -> u32 {
+        self.keys.partition
+    }
+
     /// As it is sent: by hash, or with the text.
     pub(super) fn command(&self, with_text: bool) -> Cmd {
         let mut command = if with_text { redis::cmd("EVAL") } else { redis::cmd("EVALSHA") };
@@ -159,12 +163,10 @@ pub(super) fn refusal(error: &ServerError) -> StoreError {
         "WRONGPASS" => StoreError::Unusable("the server refuses the user name or the password".into()),
         "NOPERM" => StoreError::Unusable(
             "the server's ACL does not let this user do it; needed: ~turnstream:* &turnstream:* +@read +@write +@scripting \
-             +@pubsub +@connection +info +time"
+             +@pubsub +@connection +info +time, and of a cluster +cluster|slots +asking"
                 .into(),
         ),
-        "MOVED" | "ASK" | "CROSSSLOT" => {
-            StoreError::Unusable("the server is one of a cluster, and does not have all of its slots".into())
-        }
+        "MOVED" | "ASK" => StoreError::Unavailable("the cluster does not say where a slot is".into()),
         "READONLY" => StoreError::Unavailable("the server is a replica".into()),
         code @ ("LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "MISCONF" | "NOREPLICAS" | "UNKILLABLE") => {
             StoreError::Unavailable(format!("the server says {code}"))

@@ -30,6 +30,11 @@ impl Facts {
         }
     }
 
+    /// Whether others may have a part of the keys.
+    pub(super) fn is_clustered(&self) -> bool {
+        self.cluster
+    }
+
     /// Refuses what is too old.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         let mut parts = self.version.split('.').map_while(|part| part.parse::<u32>().ok());
@@ -47,9 +52,6 @@ impl Facts {
             warnings.push(format!(
                 "the Redis server's maxmemory-policy is {policy}: it may drop sessions that are in use; set it to noeviction"
             ));
-        }
-        if self.cluster {
-            warnings.push("the Redis server is one of a cluster: only a cluster of one server is supported".into());
         }
         warnings
     }
