@@ -25,6 +25,8 @@
 //! | `round_end`, `session_end`, `stream_open` | nothing |
 //! | `snapshot` | `MESSAGES_SNAPSHOT` and the events above |
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -40,8 +42,8 @@ use crate::event::{AssistantMessage, Completion, Event, Field, Id, Payload, Roun
 struct Runs {
     /// Steps that are open.
     steps: Vec<Id>,
-    /// The messages that were begun since the last reset, by the message of ours that they belong to.
-    shown: Vec<(Id, Text)>,
+    /// The messages that were begun since its last reset, by the message of ours that they belong to.
+    shown: HashMap<Id, Vec<Text>>,
 }
 
 /// An encoder that has said nothing.
@@ -138,8 +140,9 @@ impl Voice for Runs {
         } else {
             Frame::new(out, "TEXT_MESSAGE_START").text("messageId", &id).text("role", "assistant").send();
         }
-        if !self.shown.iter().any(|(_, shown)| *shown == id) {
-            self.shown.push((part.message_id.clone(), id));
+        // Text goes on under the id that it has begun with.
+        if part.speech == Speech::Reasoning || part.number == 0 {
+            self.shown.entry(part.message_id.clone()).or_default().push(id);
         }
     }
 
@@ -159,11 +162,10 @@ impl Voice for Runs {
     }
 
     fn reset(&mut self, message_id: &Id, reason: Option<&str>, out: &mut Vec<u8>) {
-        let (void, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.shown).into_iter().partition(|(id, _)| id == message_id);
-        self.shown = rest;
+        let void = self.shown.remove(message_id).unwrap_or_default();
         custom(out, "message_reset", |out| {
             out.extend_from_slice(b"{\"messageIds\":");
-            list(out, &void, |out, (_, id)| write_str(out, id));
+            list(out, &void, |out, id| write_str(out, id));
             if let Some(reason) = reason {
                 out.extend_from_slice(b",\"reason\":");
                 write_str(out, reason);

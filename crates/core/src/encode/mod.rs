@@ -6,6 +6,7 @@
 
 pub mod ag_ui;
 pub mod ai_sdk;
+mod index;
 pub mod native;
 pub mod openai;
 mod openai_chat;

@@ -96,13 +96,6 @@ fn parsed(json: &str) -> Value {
     serde_json::from_str(json).expect("the table holds JSON")
 }
 
-/// A call's id on the wire: its own, or, where an earlier one of the answer has it, one beside it. The SDK takes two of one id
-/// for one.
-pub(super) fn free_id(id: &str, taken: impl Fn(&str) -> bool) -> Text {
-    let mut ids = std::iter::once(Text::from(id)).chain((1..).map(|count| Text::from(format!("{id}.{count}"))));
-    ids.find(|id| !taken(id)).expect("there is always another")
-}
-
 /// A call's name: one that nobody named must have one too.
 pub(super) fn whole_name(name: &Text) -> Text {
     if name.is_empty() { Text::const_new("tool") } else { name.clone() }

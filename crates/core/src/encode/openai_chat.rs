@@ -8,9 +8,12 @@
 //! then `[DONE]`; or an `error` and no `[DONE]`; 3. nothing that was shown is contradicted in silence: where a call is
 //! withdrawn or turns out to be another, or history is missing, the stream ends with an error.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, free_id, usage, whole_arguments, whole_name};
+use super::index::{Places, WireIds};
+use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Completion, Event, FinishReason, Id, Json, Payload, Status, Text};
@@ -21,7 +24,6 @@ use crate::session::Session;
 #[derive(Debug)]
 struct Call {
     round: u32,
-    id: Id,
     wire_id: Text,
     message_id: Option<Id>,
     name: Text,
@@ -40,6 +42,7 @@ struct Choice {
     /// What was shown is followed by something else: a blank line parts the two.
     parted: bool,
     calls: Vec<Call>,
+    wire_ids: WireIds,
     /// How its last message ended, and in the provider's word.
     finish: Option<(Id, FinishReason, Option<Text>)>,
     /// The whole texts, for a body.
@@ -60,8 +63,13 @@ pub struct Chat {
     model: String,
     /// `data: {"id":…,"object":…,"created":…,"model":…`, the same for all chunks.
     head: Vec<u8>,
-    messages: Vec<(Id, u64)>,
+    /// Which choice each message is.
+    messages: HashMap<Id, u64>,
     choices: Vec<Choice>,
+    /// Where each choice stands.
+    choice_index: HashMap<u64, usize>,
+    /// Where the calls of each id stand: the choice, and the place there.
+    call_index: Places<(usize, usize)>,
     usage: Option<Value>,
     error: Option<Value>,
 }
@@ -143,7 +151,7 @@ impl Chat {
             Payload::RoundStart(start) => self.learn_model(start.model.as_deref()),
             Payload::MessageStart(start) => {
                 self.learn_model(start.model.as_deref());
-                self.messages.push((start.message_id.clone(), start.choice.unwrap_or(0)));
+                self.messages.insert(start.message_id.clone(), start.choice.unwrap_or(0));
                 let at = self.choice(&start.message_id);
                 self.begin(at, out);
             }
@@ -212,18 +220,18 @@ impl Chat {
     }
 
     fn choice(&mut self, message: &Id) -> usize {
-        let index = self.messages.iter().rev().find(|(id, _)| id == message).map_or(0, |(_, choice)| *choice);
-        self.choice_at(index)
+        self.choice_at(self.messages.get(message).copied().unwrap_or(0))
     }
 
     fn choice_at(&mut self, index: u64) -> usize {
-        self.choices.iter().position(|choice| choice.index == index).unwrap_or_else(|| {
+        *self.choice_index.entry(index).or_insert_with(|| {
             self.choices.push(Choice {
                 index,
                 begun: false,
                 speaking: None,
                 parted: false,
                 calls: Vec::new(),
+                wire_ids: WireIds::default(),
                 finish: None,
                 content: String::new(),
                 reasoning: String::new(),
@@ -274,7 +282,8 @@ impl Chat {
         self.begin(at, out);
         let name = whole_name(name);
         let index = self.choices[at].calls.len();
-        let wire_id = free_id(id, |id| self.choices[at].calls.iter().any(|call| *call.wire_id == *id));
+        let wire_id = self.choices[at].wire_ids.take(id);
+        self.call_index.put(id, (at, index));
         self.chunk(at, out, |out| {
             out.extend_from_slice(br#""tool_calls":[{"index":"#);
             write_u64(out, index as u64);
@@ -284,10 +293,9 @@ impl Chat {
             write_str(out, &name);
             out.extend_from_slice(br#","arguments":""}}]"#);
         });
-        let (id, message_id) = (id.clone(), message.cloned());
+        let message_id = message.cloned();
         self.choices[at].calls.push(Call {
             round,
-            id,
             wire_id,
             message_id,
             name,
@@ -301,9 +309,8 @@ impl Chat {
     /// The call that is being written under that id: the round's own, or else the one that is not whole.
     fn known(&self, round: u32, id: &Id) -> Option<(usize, usize)> {
         let find = |meant: &dyn Fn(&Call) -> bool| {
-            self.choices.iter().enumerate().find_map(|(at, choice)| {
-                choice.calls.iter().rposition(|call| call.id == *id && meant(call)).map(|index| (at, index))
-            })
+            let known = self.call_index.of(id).iter().copied().filter(|(at, index)| meant(&self.choices[*at].calls[*index]));
+            known.min_by_key(|(at, index)| (*at, std::cmp::Reverse(*index)))
         };
         find(&|call| call.round == round).or_else(|| find(&|call| !call.whole))
     }

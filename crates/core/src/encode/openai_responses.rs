@@ -10,9 +10,12 @@
 //! event; 3. the terminal event holds what stands: items that were withdrawn are done as incomplete and are not in it;
 //! 4. where history is missing, numbers would differ, and the stream ends with an `error`.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
-use super::openai::{Phase, Request, free_id, usage, whole_arguments, whole_name};
+use super::index::{Places, WireIds};
+use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
 use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, Completion, Event, FinishReason, Id, Json, Kind, Payload, Status, Text};
@@ -83,9 +86,13 @@ pub struct Responses {
     model: String,
     sequence: u64,
     items: Vec<Item>,
+    /// Where the items of each message stand, its calls among them; and where the calls of each id do.
+    of_message: Places,
+    of_call: Places,
+    wire_ids: WireIds,
     /// The message or reasoning item that is being filled.
     open: Option<usize>,
-    others: Vec<Id>,
+    others: HashSet<Id>,
     finish: Option<FinishReason>,
     status: &'static str,
     error: Value,
@@ -143,7 +150,7 @@ impl Responses {
             Payload::MessageStart(start) => {
                 self.learn_model(start.model.as_deref(), out);
                 if start.choice.unwrap_or(0) > 0 {
-                    self.others.push(start.message_id.clone());
+                    self.others.insert(start.message_id.clone());
                 }
             }
             Payload::TextDelta(delta) => self.say(&delta.message_id, PartKind::Text, &delta.text, out),
@@ -151,10 +158,10 @@ impl Responses {
             Payload::ReasoningDelta(delta) => self.reason(&delta.message_id, delta.part, &delta.text, out),
             Payload::MessageReset(reset) => {
                 let with_calls = reset.reason.as_deref() != Some("contradicted");
-                for at in 0..self.items.len() {
-                    let item = &self.items[at];
-                    let of_it = item.message_id.as_ref() == Some(&reset.message_id);
-                    if of_it && (with_calls || !matches!(item.content, Content::Call(_))) {
+                for at in self.of_message.take(&reset.message_id) {
+                    if !with_calls && matches!(self.items[at].content, Content::Call(_)) {
+                        self.of_message.put(&reset.message_id, at);
+                    } else {
                         self.close(at, "incomplete", out);
                         self.items[at].withdrawn = true;
                     }
@@ -259,6 +266,9 @@ impl Responses {
         self.create(out);
         self.close_open(out);
         let at = self.items.len();
+        if let Some(message) = message_id {
+            self.of_message.put(message, at);
+        }
         let id = format!("{prefix}_{}_{at}", self.tail);
         self.items.push(Item { id, message_id: message_id.cloned(), content, status: "in_progress", withdrawn: false });
         self.emit("response.output_item.added", out, |this, out| this.write_item(at, out));
@@ -377,7 +387,7 @@ impl Responses {
 
     /// The newest call of that id that is meant: ids may come again in another round.
     fn newest(&self, call_id: &Id, meant: impl Fn(&Call) -> bool) -> Option<usize> {
-        self.items.iter().rposition(|item| match &item.content {
+        self.of_call.of(call_id).iter().rev().copied().find(|at| match &self.items[*at].content {
             Content::Call(call) => call.id == *call_id && meant(call),
             _ => false,
         })
@@ -395,10 +405,10 @@ impl Responses {
         let clients = self.request.is_the_clients(kind, name);
         let server = (!clients).then(|| if kind == Kind::Client { "agent" } else { kind.as_str() });
         let (id, name) = (call_id.clone(), whole_name(name));
-        let taken = |id: &str| self.items.iter().any(|item| matches!(&item.content, Content::Call(call) if *call.wire_id == *id));
-        let wire_id = free_id(&id, taken);
+        let wire_id = self.wire_ids.take(&id);
         let call = Call { round, id, wire_id, name, arguments: String::new(), whole: false, server, output: None };
         let at = self.add(if clients { "fc" } else { "mcp" }, message, Content::Call(call), out);
+        self.of_call.put(call_id, at);
         if !clients {
             self.emit("response.mcp_call.in_progress", out, |this, out| this.write_place(at, out));
         }
@@ -600,7 +610,7 @@ impl Responses {
 
     /// What has been shown of a message.
     fn shown(&self, message: &Id, kind: PartKind) -> String {
-        let items = self.items.iter().filter(|item| item.message_id.as_ref() == Some(message) && !item.withdrawn);
+        let items = self.of_message.of(message).iter().map(|at| &self.items[*at]).filter(|item| !item.withdrawn);
         let parts = items.flat_map(|item| match &item.content {
             Content::Message(parts) | Content::Reasoning(parts, _) => parts.as_slice(),
             Content::Call(_) => &[],

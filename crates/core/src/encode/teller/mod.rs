@@ -9,12 +9,14 @@
 mod past;
 mod wire;
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 pub(super) use past::{Past, PastCall};
 pub(super) use wire::{Frame, failure, result_text, write_object, write_usage};
 
+use super::index::Places;
 use super::{Encoder, Opening};
 use crate::event::{
     AssistantMessage, Completion, Event, FinishReason, Id, Json, Kind, Payload, RoundStart, Text, ToolCall, ToolCallStart,
@@ -160,7 +162,12 @@ pub(super) struct Teller<V> {
     /// Whether what came before the stream's first event has left the log.
     trimmed: bool,
     messages: Vec<Message>,
+    /// Where each message stands.
+    message_index: HashMap<Id, usize>,
+    /// Messages of which a part is open.
+    open_parts: BTreeSet<usize>,
     calls: Vec<Call>,
+    call_index: Places,
 }
 
 impl<V: Voice> Teller<V> {
@@ -174,21 +181,25 @@ impl<V: Voice> Teller<V> {
             seq: 0,
             trimmed: false,
             messages: Vec::new(),
+            message_index: HashMap::new(),
+            open_parts: BTreeSet::new(),
             calls: Vec::new(),
+            call_index: Places::default(),
         }
     }
 
     fn begin(&mut self, turn: Turn, out: &mut Vec<u8>) {
         (self.turn, self.running) = (turn, true);
         self.messages.clear();
+        self.message_index.clear();
+        self.open_parts.clear();
         self.calls.clear();
+        self.call_index.clear();
         self.voice.turn_start(&self.turn, out);
     }
 
     fn end(&mut self, completion: &Completion, out: &mut Vec<u8>) {
-        for at in 0..self.messages.len() {
-            self.close_part(at, out);
-        }
+        self.close_parts(out);
         for at in 0..self.calls.len() {
             if self.calls[at].started && !self.calls[at].ended {
                 self.give_up(at, out);
@@ -253,9 +264,7 @@ impl<V: Voice> Teller<V> {
             Payload::ToolResult(result) => self.result(result, out),
             Payload::RoundStart(round) => {
                 // A part of the last round's that is open still cannot go on in this one.
-                for at in 0..self.messages.len() {
-                    self.close_part(at, out);
-                }
+                self.close_parts(out);
                 self.voice.round_start(&self.turn, round, out);
             }
             Payload::Usage(usage) => {
@@ -271,9 +280,12 @@ impl<V: Voice> Teller<V> {
     // messages
 
     fn message(&mut self, id: &Id) -> usize {
-        if let Some(at) = self.messages.iter().rposition(|message| message.id == *id) {
+        // The current message is almost always the last.
+        let last = self.messages.last().filter(|message| message.id == *id).map(|_| self.messages.len() - 1);
+        if let Some(at) = last.or_else(|| self.message_index.get(id).copied()) {
             return at;
         }
+        self.message_index.insert(id.clone(), self.messages.len());
         let (shown, parts) = ([0; 3], [0; 3]);
         self.messages.push(Message { id: id.clone(), shown, parts, resets: 0, open: None, done: false, aside: false });
         self.messages.len() - 1
@@ -300,6 +312,7 @@ impl<V: Voice> Teller<V> {
             part.wire_id = V::part_id(&part);
             self.voice.part_start(&part, out);
             message.open = Some(part);
+            self.open_parts.insert(at);
         }
         let message = &mut self.messages[at];
         message.shown[speech as usize] += text.len();
@@ -310,7 +323,14 @@ impl<V: Voice> Teller<V> {
 
     fn close_part(&mut self, at: usize, out: &mut Vec<u8>) {
         if let Some(part) = self.messages[at].open.take() {
+            self.open_parts.remove(&at);
             self.voice.part_end(&part, out);
+        }
+    }
+
+    fn close_parts(&mut self, out: &mut Vec<u8>) {
+        while let Some(at) = self.open_parts.first().copied() {
+            self.close_part(at, out);
         }
     }
 
@@ -357,8 +377,8 @@ impl<V: Voice> Teller<V> {
 
     /// The newest call of that id that is meant, wherever a snapshot told it.
     fn newest(&self, id: &Id, meant: impl Fn(&Call) -> bool) -> Option<usize> {
-        let known = self.calls.iter().enumerate().filter(|(_, call)| call.id == *id && meant(call));
-        known.max_by_key(|(_, call)| call.round).map(|(at, _)| at)
+        let known = self.call_index.of(id).iter().copied().filter(|at| meant(&self.calls[*at]));
+        known.max_by_key(|at| self.calls[*at].round)
     }
 
     /// The call of that id that is being written: ids may come again in another round.
@@ -368,7 +388,8 @@ impl<V: Voice> Teller<V> {
     }
 
     fn new_call(&mut self, id: &Id) -> usize {
-        let earlier = self.calls.iter().filter(|call| call.id == *id).count();
+        let earlier = self.call_index.of(id).len();
+        self.call_index.put(id, self.calls.len());
         self.calls.push(Call {
             id: id.clone(),
             seq: self.seq,

@@ -315,7 +315,7 @@ impl<V: Voice> Teller<V> {
 
     fn past_call(&mut self, past: &PastCall<'_>, message_id: Option<&Id>, told: bool, out: &mut Vec<u8>) {
         let whole = past.whole(message_id);
-        let known = self.calls.iter().position(|call| call.seq == past.seq && call.id == whole.call_id);
+        let known = self.call_index.of(&whole.call_id).iter().copied().find(|at| self.calls[*at].seq == past.seq);
         let at = known.unwrap_or_else(|| self.new_call(&whole.call_id));
         let call = &mut self.calls[at];
         (call.seq, call.round) = (past.seq, past.round);
