@@ -506,7 +506,7 @@ fn a_body_that_is_an_error_is_one() {
 #[test]
 fn what_is_nobodys_is_refused_before_any_event() {
     let mut normalizer = Normalizer::new("auto", Options::default()).expect("a known provider");
-    let body = sse(&[r#"{"type":"conversation.response.started"}"#, r#"{"type":"message.output.delta","content":"Hi"}"#]);
+    let body = sse(&[r#"{"type":"message.beginning"}"#, r#"{"type":"message.piece","content":"Hi"}"#]);
     assert!(normalizer.feed(body.as_bytes()).and_then(|()| normalizer.finish()).is_err());
     assert_eq!(normalizer.drain().count(), 0);
 }

@@ -80,6 +80,12 @@ const FORMATS: &[(&str, &str, &str)] = &[
     ),
     ("watsonx", r#"{"model_id":"m","results":[{"generated_text":"@","stop_reason":"not_finished"}]}"#, ""),
     ("transcription", r#"{"type":"transcript.text.delta","delta":"@"}"#, ""),
+    ("generate", r#"{"response":"@","p":"x"}"#, r#"{"tool_calls":[{"name":"f","arguments":{"a":"@"}}],"p":"x"}"#),
+    (
+        "conversations",
+        r#"{"type":"message.output.delta","created_at":"t","id":"m","content":"@"}"#,
+        r#"{"type":"function.call.delta","created_at":"t","id":"e@","name":"f","tool_call_id":"c@","arguments":"{\"a\":\"@\"}"}"#,
+    ),
 ];
 
 fn read(provider: &str, body: &str) -> Vec<Payload> {

@@ -1,5 +1,5 @@
 //! Gemini's `generateContent` and its stream, of the Developer API and of Vertex AI: server-sent events, the array of
-//! chunks, whole bodies, error bodies.
+//! chunks, whole bodies, error bodies; and the Live API's messages.
 //!
 //! Owns what candidates, parts, finish reasons and token counts of this API mean, in either spelling of their names
 //! (`usageMetadata`, and `usage_metadata` as its SDK writes it). Knows nothing of framing.
@@ -8,6 +8,8 @@
 //! 4. signatures and whatever else must be sent back pass as `provider_event`.
 //!
 //! Format: <https://ai.google.dev/api/generate-content>
+
+mod live;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -87,12 +89,12 @@ object! {
     Tokens<'a> {
         prompt: Count = "promptTokenCount" | "prompt_token_count",
         tool_use: Count = "toolUsePromptTokenCount" | "tool_use_prompt_token_count",
-        candidates: Count = "candidatesTokenCount" | "candidates_token_count",
+        candidates: Count = "candidatesTokenCount" | "candidates_token_count" | "responseTokenCount" | "response_token_count",
         thoughts: Count = "thoughtsTokenCount" | "thoughts_token_count",
         cached: Count = "cachedContentTokenCount" | "cached_content_token_count",
         total: Count = "totalTokenCount" | "total_token_count",
         of_prompt: Option<&'a RawValue> = "promptTokensDetails" | "prompt_tokens_details",
-        of_candidates: Option<&'a RawValue> = "candidatesTokensDetails" | "candidates_tokens_details",
+        of_candidates: Option<&'a RawValue> = "candidatesTokensDetails" | "candidates_tokens_details" | "responseTokensDetails",
     } skip { }
 }
 
@@ -110,7 +112,9 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
     let inner = object.object("response");
     let has = |keys: &[&str]| keys.iter().any(|key| object.raw(key).is_some() || inner.raw(key).is_some());
-    if has(&["candidates", "promptFeedback", "prompt_feedback", "usageMetadata", "usage_metadata", "modelVersion"]) {
+    if has(&["candidates", "promptFeedback", "prompt_feedback", "usageMetadata", "usage_metadata", "modelVersion"])
+        || live::is_live(&object)
+    {
         return Likeness::Yes;
     }
     // An error as all of Google's services write it: a number, and its name in capitals.
@@ -143,6 +147,9 @@ pub(super) struct Gemini {
     next_call: u64,
     id: Box<str>,
     called: bool,
+    /// The Live API speaks; its turn is over, but for its counts.
+    live: bool,
+    turn_over: bool,
     latest: Latest,
 }
 
@@ -173,6 +180,11 @@ impl Gemini {
         if let (false, Some(inner)) = (known, chunk.response) {
             return self.chunk(serde_json::from_str(inner.get())?, frame, out);
         }
+        let nothing = !known && chunk.error.is_none() && chunk.model.is_empty() && chunk.id.is_empty();
+        let begins_live = || nothing || chunk.others.iter().any(|(name, _)| live::is_name(name));
+        if self.live || (begins_live() && live::is_live(&Object::parse(frame.data)?)) {
+            return self.live(frame, out);
+        }
         self.response(chunk.id.as_str(), out);
         out.model(chunk.model.as_str());
         for candidate in chunk.candidates.items {
@@ -186,7 +198,7 @@ impl Gemini {
         }
         match chunk.error {
             Some(error) => fault::report(error, "error", out),
-            None if !known && chunk.model.is_empty() && chunk.id.is_empty() => {
+            None if nothing => {
                 let name = if frame.event.is_empty() { "chunk" } else { frame.event };
                 return unknown(name, serde_json::from_slice(frame.data)?, out);
             }

@@ -14,9 +14,11 @@ mod bedrock;
 mod bytes;
 mod codex;
 mod cohere;
+mod conversations;
 mod echo;
 mod fault;
 mod gemini;
+mod generate;
 mod halves;
 mod interactions;
 mod lax;
@@ -87,7 +89,9 @@ const CATALOG: &[Entry] = &[
     Entry { name: "bedrock", make: || Box::<bedrock::Bedrock>::default(), recognise: bedrock::recognise },
     Entry { name: "codex", make: || Box::<codex::Codex>::default(), recognise: codex::recognise },
     Entry { name: "cohere", make: || Box::<cohere::Cohere>::default(), recognise: cohere::recognise },
+    Entry { name: "conversations", make: || Box::<conversations::Conversations>::default(), recognise: conversations::recognise },
     Entry { name: "gemini", make: || Box::<gemini::Gemini>::default(), recognise: gemini::recognise },
+    Entry { name: "generate", make: || Box::<generate::Generate>::default(), recognise: generate::recognise },
     Entry { name: "interactions", make: || Box::<interactions::Interactions>::default(), recognise: interactions::recognise },
     Entry { name: "lmstudio", make: || Box::<lmstudio::LmStudio>::default(), recognise: lmstudio::recognise },
     Entry { name: "mcp", make: || Box::<mcp::Mcp>::default(), recognise: mcp::recognise },

@@ -78,6 +78,8 @@ impl Provider for Realtime {
                     out.echo(Piece::Text(MESSAGE), text);
                 }
             }
+            // A translation has no responses: it goes on as long as its session.
+            "session.output_transcript.delta" => out.text(MESSAGE, head.delta.as_str()),
             "response.function_call_arguments.delta" if !head.delta.is_empty() => out.arguments(index, head.delta.as_str()),
             kind => return self.seldom(kind, (index, head.content_index.0.unwrap_or(0)), frame, out),
         }
@@ -101,6 +103,12 @@ impl Realtime {
             "session.created" => {
                 out.model(&event.object("session").text("model"));
                 pass(kind, raw, out)
+            }
+            "session.closed" if out.is_open(MESSAGE) => {
+                out.finish_reason(MESSAGE, FinishReason::Stop, "");
+                out.mark_ended();
+                out.round_end();
+                Ok(())
             }
             "response.created" => {
                 out.round_start();
@@ -274,6 +282,25 @@ mod tests {
         assert_eq!((&*message(&events).text, message(&events).model.as_deref()), ("Hi", Some("m-1")));
         assert!(passed(&events, "response.output_audio.delta").contains("AAAA"));
         assert_eq!((usage(&events).total_tokens, usage(&events).audio_output_tokens), (Some(7), Some(2)));
+    }
+
+    #[test]
+    fn a_translation_is_text_until_its_session_closes() {
+        let event = |kind: &str, rest: &str| format!(r#"{{"type":"session.{kind}","event_id":"e"{rest}}}"#);
+        let events = read_as(
+            "realtime",
+            &[
+                event("created", r#","session":{"model":"m-1","type":"translation"}"#),
+                event("input_transcript.delta", r#","delta":" The","elapsed_ms":600"#),
+                event("output_transcript.delta", r#","delta":"La","elapsed_ms":700"#),
+                event("output_audio.delta", r#","delta":"AQID""#),
+                event("output_transcript.delta", r#","delta":" zorra""#),
+                event("closed", ""),
+            ],
+        );
+        assert_eq!((&*message(&events).text, message(&events).finish_reason), ("La zorra", FinishReason::Stop));
+        assert!(passed(&events, "session.input_transcript.delta").contains(" The"));
+        assert_eq!(all!(events, Error).len(), 0);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! OpenAI's streamed transcriptions: what was said in a recording, as text.
+//! OpenAI's and Mistral's streamed transcriptions: what was said in a recording, as text.
 //!
 //! Owns what its events mean. Knows nothing of framing. Invariant: 1. the end's text is the whole; segments, which say who
 //! spoke and when, pass as `provider_event`.
 //!
-//! Format: <https://platform.openai.com/docs/api-reference/audio/transcript-text-delta-event>
+//! Formats: <https://platform.openai.com/docs/api-reference/audio/transcript-text-delta-event>,
+//! <https://docs.mistral.ai/capabilities/audio_transcription>
 
 use serde_json::value::RawValue;
 
@@ -18,7 +19,9 @@ const MESSAGE: u64 = 0;
 /// Whether a frame is of this format.
 pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     let Ok(object) = Object::parse(frame.data) else { return Likeness::No };
-    if object.text("type").starts_with("transcript.text.") { Likeness::Yes } else { Likeness::No }
+    let kind = object.text("type");
+    let named = ["transcript.text.", "transcription."].iter().any(|known| kind.starts_with(known));
+    if named { Likeness::Yes } else { Likeness::No }
 }
 
 /// The state machine.
@@ -39,22 +42,27 @@ impl Provider for Transcription {
                 // Probabilities, and of which segment it is.
                 event.pass_others(&["type", "delta", "obfuscation"], out)
             }
-            "transcript.text.segment" => pass("transcript.text.segment", raw, out),
-            "transcript.text.done" => {
+            "transcription.text.delta" => {
+                out.text(MESSAGE, &event.text("text"));
+                event.pass_others(&["type", "text"], out)
+            }
+            kind @ ("transcript.text.segment" | "transcription.segment" | "transcription.language") => pass(kind, raw, out),
+            "transcript.text.done" | "transcription.done" => {
+                out.model(&event.text("model"));
                 out.text_whole(MESSAGE, &event.text("text"));
                 out.finish_reason(MESSAGE, FinishReason::Stop, "");
                 if let Some(raw) = event.raw("usage") {
                     let usage = Object::from_raw(raw)?;
                     let counts = UsageCounts {
-                        input: usage.count("input_tokens"),
-                        output: usage.count("output_tokens"),
+                        input: usage.count("input_tokens").or_else(|| usage.count("prompt_tokens")),
+                        output: usage.count("output_tokens").or_else(|| usage.count("completion_tokens")),
                         total: usage.count("total_tokens"),
                         audio_input: usage.object("input_token_details").count("audio_tokens"),
                         ..UsageCounts::default()
                     };
                     out.usage(counts, raw);
                 }
-                event.pass_others(&["type", "text", "usage"], out)
+                event.pass_others(&["type", "text", "usage", "model"], out)
             }
             kind if kind == "error" || frame.event == "error" || event.raw("error").is_some() => {
                 fault::report(raw, "error", out);
@@ -80,5 +88,18 @@ mod tests {
         assert_eq!((&*message(&events).text, message(&events).finish_reason), ("Hi there.", FinishReason::Stop));
         assert_eq!(passed(&events, "transcript.text.segment"), segment);
         assert_eq!(usage(&events).audio_input_tokens, Some(4));
+    }
+    #[test]
+    fn mistrals_words_for_it() {
+        let events = read_as(
+            "transcription",
+            &[
+                r#"{"type":"transcription.language","audio_language":"en"}"#,
+                r#"{"type":"transcription.text.delta","text":"Hi"}"#,
+                r#"{"type":"transcription.done","text":"Hi there.","model":"v","usage":{"prompt_tokens":4,"completion_tokens":5,"total_tokens":9,"prompt_audio_seconds":2}}"#,
+            ],
+        );
+        assert_eq!((&*message(&events).text, message(&events).model.as_deref()), ("Hi there.", Some("v")));
+        assert_eq!((usage(&events).input_tokens, usage(&events).total_tokens), (Some(4), Some(9)));
     }
 }
