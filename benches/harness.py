@@ -83,13 +83,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sides that do the same work, and the lines drawn from them. `columns`: each cost that is shown, and its unit."""
+    """Sides that do the same work, and the lines drawn from them. `columns`: each cost that is shown, and its unit.
+
+    `warm_up`: whether a round goes before that does not count; there is nothing to warm where each has its own processes.
+    """
 
     title: str
     columns: dict[str, str]
     sides: Sequence[Side | Absent]
     lines: Sequence[Line]
     rounds: int
+    warm_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ def measure(name: str, group: Group) -> Report:
     present = [side for side in group.sides if isinstance(side, Side)]
     absent = {side.name: side.reason for side in group.sides if isinstance(side, Absent)}
     samples: dict[str, list[Cost]] = {side.name: [] for side in present}
-    for side in present:
+    for side in present if group.warm_up else ():
         side.round()
     for _ in range(group.rounds):
         for side in present:

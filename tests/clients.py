@@ -22,7 +22,7 @@ JS = ROOT / "tests" / "js"
 
 def node(script: str, *arguments: str, timeout_s: float = 60.0) -> Any:
     """What `node tests/js/<script>` prints, one JSON value."""
-    return _run(script, *arguments, timeout_s=timeout_s)
+    return _run("--experimental-websocket", script, *arguments, timeout_s=timeout_s)
 
 
 def _run(*arguments: str, timeout_s: float) -> Any:

@@ -389,7 +389,10 @@ async def test_a_stall_is_said_and_heartbeats_do_not_feed_it(
     assert before[-1] >= 0.2
 
 
-@pytest.mark.parametrize("format", ["sse", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"])
+AGE = rb'\n(?:: heartbeat progress_age_s=|{"type":"heartbeat","progress_age_s":)([0-9.]+)}?\n'
+
+
+@pytest.mark.parametrize("format", ["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"])
 async def test_a_heartbeat_says_the_age_in_every_format(
     serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, format: str
 ) -> None:
@@ -400,7 +403,7 @@ async def test_a_heartbeat_says_the_age_in_every_format(
             body, ages = b"", list[bytes]()
             async for piece in response.aiter_raw():
                 body += piece
-                if len(ages := re.findall(rb"\n: heartbeat progress_age_s=([0-9.]+)\n", body)) >= 4:
+                if len(ages := re.findall(AGE, body)) >= 4:
                     break
     assert [float(age) for age in ages] == sorted(map(float, ages))
     assert float(ages[-1]) > 0

@@ -345,6 +345,41 @@ fn edge_06_two_messages_stay_two() {
     assert_eq!(kinds(&all(&session)).iter().filter(|kind| **kind == "assistant_message").count(), 2);
 }
 
+/// Servers of open models give each response one id, or one of a thousand.
+#[test]
+fn an_id_that_comes_again_in_a_later_round_or_turn_is_another_message() {
+    let session = session();
+    let said = |text: &str| {
+        emit(&session, "round_start", "{}");
+        emit(&session, "text_delta", &format!(r#"{{"message_id":"m","text":"{text}"}}"#));
+        emit(&session, "text_delta", r#"{"message_id":"m","text":"!"}"#);
+        emit(&session, "tool_call", &format!(r#"{{"call_id":"c-{text}","name":"f","message_id":"m"}}"#));
+        emit(&session, "assistant_message", r#"{"message_id":"m"}"#);
+        emit(&session, "text_delta", r#"{"message_id":"m","text":"late"}"#);
+        emit(&session, "message_reset", r#"{"message_id":"m"}"#);
+        emit(&session, "round_end", "{}");
+    };
+    for _ in 0..2 {
+        let turn = start(&session);
+        said("Hi");
+        said("Ho");
+        end(&session, turn);
+    }
+    let turn = start(&session);
+    emit(&session, "assistant_message", r#"{"message_id":"m","text":"Hi!","origin":"transcript"}"#);
+    emit(&session, "assistant_message", r#"{"message_id":"m","text":"Hi!"}"#);
+    emit(&session, "assistant_message", r#"{"message_id":"m","text":"Another"}"#);
+    end(&session, turn);
+    let told = session.look(|state| {
+        let said = state.messages.iter().filter(|message| message.role != "user");
+        said.map(|message| (message.id.to_string(), message.text.clone(), message.calls.len())).collect::<Vec<_>>()
+    });
+    let told: Vec<_> = told.iter().map(|(id, text, calls)| (id.as_str(), text.as_str(), *calls)).collect();
+    let expected = [("m", "Hi!", 1), ("m#2", "Ho!", 1), ("m#3", "Hi!", 1), ("m#4", "Ho!", 1), ("m#5", "Another", 0)];
+    assert_eq!(told, expected);
+    assert_eq!((session.statistics().late, session.statistics().duplicates), (8, 2));
+}
+
 #[test]
 fn a_transcripts_copy_without_an_id_is_known_by_its_text() {
     let session = session();
@@ -831,6 +866,13 @@ fn edge_52_every_cursor_gets_an_honest_answer() {
         emit(&session, "custom", &format!(r#"{{"name":"{i}"}}"#));
     }
     assert_eq!(status(&after(&session, 1)), Status::Trimmed);
+    assert_eq!(status(&zero), Status::Trimmed);
+    assert_eq!(status(&ReadOptions::default()), Status::Live, "who has seen nothing has lost nothing");
+    let mut first = Reader::open(&session, &ReadOptions::default()).unwrap();
+    assert_eq!(drain(&mut first).0[0].payload.kind(), "snapshot");
+    drop(first);
+    let refused = Reader::open(&session, &ReadOptions { fail_on_trim: true, ..ReadOptions::default() });
+    assert!(matches!(refused, Err(ReadError::Expired { earliest: 8, after: 0, .. })), "all or nothing");
     let refused = Reader::open(&session, &ReadOptions { fail_on_trim: true, ..after(&session, 1) });
     assert!(matches!(refused, Err(ReadError::Expired { earliest: 8, after: 1, .. })));
     assert_eq!(session.readers(), 0, "a refused reader is not kept");

@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from turnstream._native import Session
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Request, idempotency_key, text_field
 from turnstream.asgi.route import SESSION_ID, Route
 from turnstream.asgi.stream import StreamQuery
@@ -25,7 +26,12 @@ TRIGGERS = ("submit-message", REGENERATE)
 
 async def ai_sdk(app: "App", request: Request) -> ASGIApp:
     """200 with the UI message stream of a turn; its input is the whole body: `id`, `messages`, `trigger` …"""
-    body = await request.json()
+    session, cursor = await start_chat(app, request, await request.json())
+    return app.stream(session, StreamQuery(after=cursor, format="ai-sdk"))
+
+
+async def start_chat(app: "App", request: Request, body: dict[str, Any]) -> tuple[Session, str]:
+    """The session, and the cursor before the turn that the body starts, or started when it came before."""
     chat = await app.named(request, body.get("id"), "id")
     last = _last_message(body)
     trigger = body.get("trigger", TRIGGERS[0])
@@ -37,7 +43,7 @@ async def ai_sdk(app: "App", request: Request) -> ASGIApp:
     client_id = _request_id(body, last, trigger) or idempotency_key(request.scope)
     app.streams.require_room(chat)
     session, started = await app.begin(chat, {"input": body, "client_id": client_id, "metadata": metadata})
-    return app.stream(session, StreamQuery(after=started["cursor"], format="ai-sdk"))
+    return session, started["cursor"]
 
 
 def _last_message(body: dict[str, Any]) -> dict[str, Any]:
@@ -65,14 +71,17 @@ def _request_id(body: dict[str, Any], last: dict[str, Any], trigger: str) -> str
 
 async def ai_sdk_stream(app: "App", request: Request) -> ASGIApp:
     """200 with the running turn from its start; 204 when none runs."""
-    chat = request.scope["path_params"]["session_id"]
+    session = await running_chat(app, request.scope["path_params"]["session_id"])
+    return Answer(204) if session is None else app.stream(session, StreamQuery(format="ai-sdk"))
+
+
+async def running_chat(app: "App", chat: str) -> Session | None:
+    """The chat's session, if a turn of it runs."""
     try:
         session = await app.hub.afind(chat) if SESSION_ID.fullmatch(chat) else None
     except UnknownSession:
-        session = None
-    if session is None or session.status()["state"] != "running":
-        return Answer(204)
-    return app.stream(session, StreamQuery(format="ai-sdk"))
+        return None
+    return session if session is not None and session.status()["state"] == "running" else None
 
 
 ROUTES = (

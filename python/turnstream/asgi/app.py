@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
 from turnstream._run import Agent, Runner
-from turnstream.asgi import ag_ui, ai_sdk, openai, poll, sessions, websocket
+from turnstream.asgi import ag_ui, ai_sdk, ai_sdk_socket, openai, poll, sessions, websocket
 from turnstream.asgi.http import (
     Answer,
     ASGIApp,
@@ -27,7 +27,9 @@ from turnstream.asgi.http import (
     Request,
     Scope,
     Send,
+    header,
     metadata_field,
+    path_below_root,
     text_field,
 )
 from turnstream.asgi.policy import Policy
@@ -47,7 +49,7 @@ MAX_BODY_BYTES = 1 << 20
 
 ROUTES: tuple[Route, ...] = (*sessions.ROUTES, *poll.ROUTES, *ai_sdk.ROUTES, *ag_ui.ROUTES, *openai.ROUTES)
 
-SOCKETS: tuple[Route, ...] = (*websocket.ROUTES,)
+SOCKETS: tuple[Route, ...] = (*websocket.ROUTES, *ai_sdk_socket.ROUTES)
 """The routes of WebSockets."""
 
 _PATTERNS = [(re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in (*ROUTES, *SOCKETS)]
@@ -143,7 +145,7 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp | None:
         # Litestar's mounts end every path in a slash.
-        path = scope["path"].removeprefix(scope.get("root_path", "")).removesuffix("/")
+        path = path_below_root(scope).removesuffix("/")
         method = scope.get("method", "WS")
         allowed: set[str] = set()
         for pattern, route in _PATTERNS:
@@ -177,6 +179,7 @@ class App:
         """What the handler gives, or how it refuses; None for a client that has left."""
         self._watch_stalls(asyncio.get_running_loop())  # where no lifespan runs
         try:
+            self._refuse_forged(scope)
             route.name_params(scope["path_params"])
             await self.authorize(scope)
             return await route.handler(self, Request(scope, receive, self.max_body_bytes))
@@ -189,6 +192,19 @@ class App:
         except Exception:
             log.exception("%s %s", route.method, route.path)
             return route.refuse(HTTPError(500, "internal", "the server failed; its log says how"))
+
+    def _refuse_forged(self, scope: Scope) -> None:
+        """HTTPError 403 for a request that a page of another site made its visitor's browser send, cookies and all.
+
+        A browser asks before it sends JSON across origins, and CORS is off; a form, plain text, or no body at all it
+        sends unasked, but says so.
+        """
+        if scope.get("method") != "POST" or header(scope, b"sec-fetch-site") != "cross-site":
+            return
+        asked = header(scope, b"content-type").partition(";")[0].strip().lower() == "application/json"
+        known = self.origins is not None and ("*" in self.origins or header(scope, b"origin") in self.origins)
+        if not asked and not known:
+            raise HTTPError(403, "origin_refused", "pages of this site may send JSON, if CORS lets them, or nothing")
 
     async def authorize(self, scope: Scope) -> None:
         """Asks the auth hook: HTTPError 401 or 403, or what the hook raises.
@@ -300,10 +316,10 @@ def app(
 
     `agent` runs for each turn that a client starts; without one the application only shows. `auth` is asked before
     every route. `listing` switches `GET /sessions` on: a session's id is what lets a client read it, so a list of them
-    opens all. `origins` are those whose pages may open a WebSocket, `"*"` all; by default the page's own host alone.
-    `policy` says what becomes of clients that leave, freeze or come in crowds, and of turns that stall. Mounted in
-    another application, run `lifespan` in that one's, or give the server a limit to its graceful shutdown (uvicorn's
-    `timeout_graceful_shutdown`).
+    opens all. `origins` are those whose pages may open a WebSocket, or send a POST without JSON, `"*"` all; by default
+    the page's own host alone. `policy` says what becomes of clients that leave, freeze or come in crowds, and of turns
+    that stall. Mounted in another application, run `lifespan` in that one's, or give the server a limit to its graceful
+    shutdown (uvicorn's `timeout_graceful_shutdown`).
     """
     return App(
         hub,

@@ -3,9 +3,10 @@
 Owns what every route shares. Refuses to know sessions and routes.
 
 Invariants: 1. whatever is wrong with a request is said in typed JSON, `{"error": {"code", "message", …}}`; 2. no body
-is read beyond its limit.
+is read beyond its limit, nor waited for longer than BODY_S.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
@@ -32,6 +33,9 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+BODY_S = 30.0
+"""How long a request's body may take to come."""
 
 MAX_METADATA_BYTES = 16 << 10
 """The largest `metadata`, as JSON."""
@@ -134,6 +138,13 @@ def header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1").strip() for key, value in scope["headers"] if key == name), "")
 
 
+def path_below_root(scope: Scope) -> str:
+    """The path without its mount. A `root_path` that a proxy has cut off is not in it; `/s` is not above `/ss`."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if path.startswith(f"{root}/") else path
+
+
 class Request:
     """What a handler needs of a request."""
 
@@ -143,8 +154,16 @@ class Request:
         self._max_body_bytes = max_body_bytes
 
     async def json(self) -> dict[str, Any]:
-        """The body, a JSON object; none is an empty one."""
-        body = await self._body()
+        """The body, a JSON object; none is an empty one. Its content type is not asked: `curl -d` sends a form's."""
+        if header(self.scope, b"content-encoding").lower() not in ("", "identity"):
+            headers = {"accept-encoding": "identity"}
+            raise HTTPError(415, "unsupported_encoding", "send the body as it is", headers=headers)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._body()
+        except TimeoutError:
+            why = f"the body took longer than {BODY_S:g} s"
+            raise HTTPError(408, "body_too_slow", why, headers={"connection": "close"}) from None
         return parse_object(body) if body.strip() else {}
 
     async def _body(self) -> bytes:

@@ -194,6 +194,13 @@ class Streams:
             if ends[stream] not in found:  # the server then does with the connection what it can
                 stream.task.cancel()
 
+    def reset(self, scope: Scope) -> None:
+        """Cuts a socket whose client takes nothing, not even the reason."""
+        self.cut += 1
+        log.warning("%s: a client took nothing in time and is cut; it may resume by its cursor", scope["path"])
+        if (ends := ends_of(scope)) is not None:
+            cut({ends})
+
     # the end
 
     async def close(self) -> None:

@@ -19,6 +19,7 @@ from turnstream._native import FrameReader, Session
 from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object, text_field
 from turnstream.asgi.route import Route
 from turnstream.asgi.stream import StreamQuery
+from turnstream.asgi.streams import Streams
 from turnstream.errors import CursorExpired, TurnstreamError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ ENDED, GOING_AWAY, NOT_TEXT, REFUSED, TOO_BIG = 1000, 1001, 1003, 1008, 1009
 
 _CLOSING = '{"type":"closing","reason":"shutting_down"}'
 _STREAM_OPEN = b'{"type":"stream_open"'
-_HEARTBEAT = '{"type":"heartbeat"}'
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 log: logging.Logger = logging.getLogger("turnstream")
@@ -68,13 +68,11 @@ class EventSocket:
                 suppress(OSError),
             ):  # OSError: the client has left (ASGI 2.4)
                 await send({"type": "websocket.accept"})
-                farewell = await _first(self._write(), self._listen(receive))
+                farewell = await first_of(self._write(), self._listen(receive))
         finally:
             self.close()
         if farewell is not None:
-            with suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await send({"type": "websocket.close", "code": farewell.code, "reason": farewell.reason})
+            await part(farewell, scope, send, self._app.streams)
 
     def close(self) -> None:
         """Ends the stream, and with it the socket. A second call does nothing."""
@@ -112,7 +110,7 @@ class EventSocket:
 
     async def _say_each(self, lines: bytes) -> None:
         for line in lines.split(b"\n")[:-1]:
-            await self._say(line.decode() or _HEARTBEAT)
+            await self._say(line.decode())
 
     async def _say(self, text: str) -> None:
         async with self._sending, asyncio.timeout(self._app.policy.write_timeout_s):
@@ -137,6 +135,8 @@ class EventSocket:
                 return Farewell(REFUSED, "write_deadline")
             if farewell is not None:
                 return farewell
+            # A server that has the next frame, and room for the reply, suspends nobody: a flood would stop all others.
+            await asyncio.sleep(0)
 
     async def _answer(self, text: str) -> tuple[dict[str, Any], Farewell | None]:
         reply: dict[str, Any] = {"type": "reply", "to": None}
@@ -205,7 +205,17 @@ class EventSocket:
             raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
 
 
-async def _first(*works: Awaitable[Farewell | None]) -> Farewell | None:
+async def part(farewell: Farewell, scope: Scope, send: Send, streams: Streams) -> None:
+    """Closes a socket; one whose client does not take even that is reset, or its connection would stay for ever."""
+    with suppress(OSError):
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await send({"type": "websocket.close", "code": farewell.code, "reason": farewell.reason})
+        except TimeoutError:
+            streams.reset(scope)
+
+
+async def first_of(*works: Awaitable[Farewell | None]) -> Farewell | None:
     """What the first to end gives; the others are cancelled, and done before this returns."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
@@ -225,7 +235,7 @@ def _query(frame: dict[str, Any], before: StreamQuery) -> StreamQuery:
     return StreamQuery.of({"query_string": urlencode(said).encode(), "headers": []})  # one place checks
 
 
-def _check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
+def check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
     """HTTPError 403 for a page that may not. A client that sends no Origin is no browser."""
     origin = header(scope, b"origin")
     if not origin or (origins is not None and ("*" in origins or origin in origins)):
@@ -239,7 +249,7 @@ def _check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
 
 async def socket(app: "App", request: Request) -> ASGIApp:
     """The session's socket. It follows the session unless the query says otherwise; see EventSocket."""
-    _check_origin(request.scope, app.origins)
+    check_origin(request.scope, app.origins)
     session = await app.find(request)
     app.streams.require_room(session.id)
     return EventSocket(app, session, request.scope, StreamQuery.of(request.scope, follow="session"))

@@ -69,10 +69,10 @@ pub trait Encoder: fmt::Debug + Send {
     /// An event of the log, merged deltas, or a `snapshot` or `gap`.
     fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>);
 
-    /// Says that the stream lives: a comment, without a blank line where an id may have been sent.
+    /// Says that the stream lives: a comment, without a blank line where an id may have been sent; in NDJSON a line.
     fn heartbeat(&mut self, out: &mut Vec<u8>);
 
-    /// The same where a turn runs that has said nothing for `silent`, which server-sent events say in the comment.
+    /// The same where a turn runs that has said nothing for `silent`, which it says too.
     fn heartbeat_of_turn(&mut self, silent: Duration, out: &mut Vec<u8>) {
         sse::write_heartbeat(out, silent);
     }

@@ -18,7 +18,7 @@ use crate::session::Session;
 pub enum Framing {
     /// `id`, `event`, `data`, LF.
     Sse,
-    /// One JSON object a line; a heartbeat is an empty line.
+    /// One JSON object a line, a heartbeat too.
     Ndjson,
 }
 
@@ -78,14 +78,16 @@ impl Encoder for Native {
     fn heartbeat(&mut self, out: &mut Vec<u8>) {
         match self.framing {
             Framing::Sse => out.extend_from_slice(b": heartbeat\n"),
-            Framing::Ndjson => out.push(b'\n'),
+            Framing::Ndjson => out.extend_from_slice(b"{\"type\":\"heartbeat\"}\n"),
         }
     }
 
     fn heartbeat_of_turn(&mut self, silent: Duration, out: &mut Vec<u8>) {
         match self.framing {
             Framing::Sse => sse::write_heartbeat(out, silent),
-            Framing::Ndjson => self.heartbeat(out),
+            Framing::Ndjson => {
+                let _ = writeln!(out, "{{\"type\":\"heartbeat\",\"progress_age_s\":{:.1}}}", silent.as_secs_f64());
+            }
         }
     }
 

@@ -1,9 +1,12 @@
 //! One client's stream: a reader, and the encoder of the format that the client reads.
 //!
 //! Owns where the stream begins and how much is written at a time. Knows no format. Invariants: 1. no event is taken
-//! from the log before there is room for it; 2. an encoder that wants the state is told it before any event.
+//! from the log before there is room for it; 2. an encoder that wants the state is told it before any event; 3. LF alone
+//! ends a line, whatever a reader takes for an end.
 
 use std::sync::Arc;
+
+use memchr::memchr2_iter;
 
 use super::{Encoder, Opening};
 use crate::event::Class;
@@ -84,6 +87,13 @@ impl FrameStream {
     /// Appends all frames that are ready to `out`, up to about `max_bytes`.
     pub fn poll(&mut self, out: &mut Vec<u8>) -> Poll {
         let before = out.len();
+        let poll = self.fill(out);
+        escape_separators(out, before);
+        poll
+    }
+
+    fn fill(&mut self, out: &mut Vec<u8>) -> Poll {
+        let before = out.len();
         if !self.opened {
             self.opened = true;
             let (status, options) = (self.reader.status(), &self.options);
@@ -140,5 +150,51 @@ impl FrameStream {
         self.encoder.close(self.reader.session(), reason, retry_ms, out);
         self.ended = true;
         self.reader.close();
+    }
+}
+
+/// Escapes the line ends of Unicode (U+0085, U+2028, U+2029) in `out[from..]`, where they can only stand in JSON strings.
+///
+/// JSON allows them as they are, and neither server-sent events nor NDJSON end a line there; but Python's `splitlines`
+/// does, and with it every client that reads lines with httpx.
+fn escape_separators(out: &mut Vec<u8>, from: usize) {
+    let next = |bytes: &[u8]| {
+        memchr2_iter(0xC2, 0xE2, bytes).find_map(|at| match bytes[at..] {
+            [0xC2, 0x85, ..] => Some((at, 2, "\\u0085")),
+            [0xE2, 0x80, 0xA8, ..] => Some((at, 3, "\\u2028")),
+            [0xE2, 0x80, 0xA9, ..] => Some((at, 3, "\\u2029")),
+            _ => None,
+        })
+    };
+    let Some((first, ..)) = next(&out[from..]) else { return };
+    let tail = out.split_off(from + first);
+    let mut left = &tail[..];
+    while let Some((at, length, escape)) = next(left) {
+        out.extend_from_slice(&left[..at]);
+        out.extend_from_slice(escape.as_bytes());
+        left = &left[at + length..];
+    }
+    out.extend_from_slice(left);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape_separators;
+
+    proptest::proptest! {
+        #[test]
+        fn separators_are_escaped_and_mean_the_same(
+            text in "([\u{85}\u{2028}\u{2029}]|[\u{80}-\u{100}]|[\u{2000}-\u{2040}]|a|\"|\\\\|\u{10000}){0,40}",
+            kept in "[\u{85}x]{0,3}",
+        ) {
+            let json = serde_json::to_string(&text).unwrap();
+            let mut out = format!("{kept}{json}").into_bytes();
+            escape_separators(&mut out, kept.len());
+            let escaped = String::from_utf8(out).unwrap();
+            let escaped = escaped.strip_prefix(&kept).expect("what came before stays");
+            proptest::prop_assert_eq!(serde_json::from_str::<String>(escaped).unwrap(), text);
+            let has_any = |text: &str| text.contains(['\u{85}', '\u{2028}', '\u{2029}']);
+            proptest::prop_assert_eq!((has_any(escaped), escaped == json), (false, !has_any(&json)));
+        }
     }
 }

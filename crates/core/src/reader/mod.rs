@@ -36,7 +36,7 @@ pub enum Follow {
 /// How a cursor was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// No cursor was given: from the beginning.
+    /// No cursor was given: from the beginning, a snapshot where that has left the log.
     Live,
     /// Goes on right after the cursor.
     Resumed,
@@ -203,7 +203,8 @@ impl Reader {
                 let earliest = page.trimmed + 1;
                 return Err(ReadError::Expired { session: session.id().clone(), after: seq, earliest });
             }
-            if status != Status::OtherEpoch {
+            // Who has seen nothing yet has lost nothing.
+            if !matches!(status, Status::OtherEpoch | Status::Live) {
                 status = Status::Trimmed;
             }
             snapshot = Some(session.base_snapshot());

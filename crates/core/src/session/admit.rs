@@ -2,7 +2,8 @@
 //!
 //! The rules, in the order of the match below: deltas open what they belong to and are ignored, counted, once it is
 //! done; a whole message says its missing suffix as a delta first, or withdraws what was shown where it contradicts;
-//! second copies by id add only what is new; what only the session may say (turn life, control frames) is refused.
+//! second copies by id add only what is new; pieces under an id that an earlier turn or round has used up are another
+//! message's, under an id of its own; what only the session may say (turn life, control frames) is refused.
 
 use std::sync::Arc;
 
@@ -80,6 +81,10 @@ impl Inner {
         };
         let entry = self.place(payload, extra, turn, round);
         match &entry.event.payload {
+            Payload::TurnStart(_) | Payload::RoundStart(_) => {
+                self.began = entry.event.seq;
+                self.renamed.clear();
+            }
             Payload::AssistantMessage(whole) => {
                 let deltas = self.state.message(&whole.message_id).map_or(0, |at| self.state.messages[at].deltas);
                 self.log.spend(deltas);
@@ -152,6 +157,9 @@ impl Inner {
             Class::Delta => return Ok(self.log.head),
             Class::Boundary | Class::State => {}
         }
+        if !self.renamed.is_empty() {
+            self.rename_message_of(&mut payload);
+        }
         Ok(match payload {
             Payload::MessageStart(mut start) => {
                 if start.message_id.is_empty() {
@@ -160,11 +168,17 @@ impl Inner {
                 if start.role.is_empty() {
                     start.role = "assistant".into();
                 }
-                if self.state.message(&start.message_id).is_some() {
-                    self.duplicate()
-                } else {
-                    self.push(Payload::MessageStart(start), extra, turn)
+                match self.state.message(&start.message_id) {
+                    Some(at) if self.is_used_up(turn, at) => self.rename(&mut start.message_id),
+                    Some(_) => return Ok(self.duplicate()),
+                    None => {}
                 }
+                self.push(Payload::MessageStart(start), extra, turn)
+            }
+            Payload::MessageReset(reset)
+                if self.state.message(&reset.message_id).is_some_and(|at| self.state.messages[at].done) =>
+            {
+                self.late()
             }
             Payload::MessageReset(mut reset) => match self.open_message(turn, &mut reset.message_id) {
                 Some(_) => self.push(Payload::MessageReset(reset), extra, turn),
@@ -263,13 +277,59 @@ impl Inner {
                 Some(message) => message.id.clone(),
                 None => self.mint("msg", turn),
             };
+        } else if !self.renamed.is_empty() {
+            self.own_id(id);
         }
         if let Some(at) = self.state.message(id) {
-            return (!self.state.messages[at].done).then_some(at);
+            if !self.state.messages[at].done {
+                return Some(at);
+            }
+            if !self.is_used_up(turn, at) {
+                return None;
+            }
+            self.rename(id);
         }
         let start = MessageStart { message_id: id.clone(), role: "assistant".into(), model: None, choice: None };
         self.push(start.into(), None, turn);
         self.state.message(id)
+    }
+
+    /// Whether the message is of an earlier turn or round, and done: what comes under its id now is another one's.
+    ///
+    /// Some servers draw a response's id from a thousand numbers, others always give the same one.
+    fn is_used_up(&self, turn: u32, at: usize) -> bool {
+        let message = &self.state.messages[at];
+        message.done && message.seq < self.began && turn == self.state.turn && self.state.running
+    }
+
+    /// Gives the message that an id now means an id of its own.
+    #[cold]
+    fn rename(&mut self, id: &mut Id) {
+        let mut ids = (2..).map(|count| Id::from(format!("{id}#{count}")));
+        let own = ids.find(|id| self.state.message(id).is_none()).expect("there is always another");
+        let said = std::mem::replace(id, own.clone());
+        self.renamed.push((said, own));
+    }
+
+    /// What a message is called whose id came again.
+    fn own_id(&self, id: &mut Id) {
+        if let Some((_, own)) = self.renamed.iter().find(|(said, _)| said == id) {
+            id.clone_from(own);
+        }
+    }
+
+    #[cold]
+    fn rename_message_of(&self, payload: &mut Payload) {
+        match payload {
+            Payload::MessageStart(it) => self.own_id(&mut it.message_id),
+            Payload::MessageReset(it) => self.own_id(&mut it.message_id),
+            Payload::AssistantMessage(it) => self.own_id(&mut it.message_id),
+            Payload::ToolCallStart(it) => it.message_id.iter_mut().for_each(|id| self.own_id(id)),
+            Payload::ToolCall(it) => it.message_id.iter_mut().for_each(|id| self.own_id(id)),
+            Payload::Citation(it) => it.message_id.iter_mut().for_each(|id| self.own_id(id)),
+            Payload::File(it) => it.message_id.iter_mut().for_each(|id| self.own_id(id)),
+            _ => {}
+        }
     }
 
     /// The call of that id that is being written: ids may come again in the next round.
@@ -313,12 +373,17 @@ impl Inner {
                 None => self.mint("msg", turn),
             };
         }
-        let id = whole.message_id.clone();
-        if let Some(at) = self.state.message(&id)
+        if let Some(at) = self.state.message(&whole.message_id)
             && self.state.messages[at].done
         {
-            return self.merge_copy(turn, &whole);
+            // A transcript's copy may come much later. What a provider says anew, it says otherwise.
+            let anew = whole.origin == Origin::Provider && !whole.text.is_empty() && whole.text != self.state.messages[at].text;
+            if !(anew && self.is_used_up(turn, at)) {
+                return self.merge_copy(turn, &whole);
+            }
+            self.rename(&mut whole.message_id);
         }
+        let id = whole.message_id.clone();
         if self.state.message(&id).is_none() {
             let start = MessageStart {
                 message_id: id.clone(),

@@ -78,6 +78,10 @@ pub(crate) struct Inner {
     stalled: bool,
     /// Messages that have reached their limit.
     capped: Vec<crate::event::Id>,
+    /// The seq of the running turn's newest `round_start`, or of its `turn_start`.
+    began: u64,
+    /// What the messages are called whose ids came again since then.
+    renamed: Vec<(crate::event::Id, crate::event::Id)>,
     membership: Option<hub::Membership>,
     minted: u64,
     waiters: Waiters,
@@ -150,6 +154,8 @@ impl Session {
                 progressed: 0,
                 stalled: false,
                 capped: Vec::new(),
+                began: 0,
+                renamed: Vec::new(),
                 membership: hub.map(|hub| hub::Membership::new(hub.totals())),
                 minted: 0,
                 waiters: Waiters::default(),

@@ -517,7 +517,8 @@ impl<V: Voice> Encoder for Teller<V> {
     }
 
     fn open(&mut self, opening: &Opening<'_>, _: &mut Vec<u8>) {
-        self.trimmed = matches!(opening.status, reader::Status::Trimmed | reader::Status::OtherEpoch);
+        use reader::Status::{Live, OtherEpoch, Trimmed};
+        self.trimmed = matches!(opening.status, Trimmed | OtherEpoch | Live);
     }
 
     fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>) {

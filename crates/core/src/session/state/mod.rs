@@ -53,7 +53,7 @@ pub struct MessageState {
     /// How often what was shown of it has been withdrawn.
     pub resets: u32,
     /// The seq that opened it.
-    seq: u64,
+    pub(super) seq: u64,
 }
 
 /// A tool call.
