@@ -7,6 +7,7 @@
 
 mod away;
 mod bell;
+mod blocking;
 mod convert;
 mod errors;
 mod event;

@@ -75,10 +75,10 @@ impl Gate {
         slf
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let mut inner = self.inner.try_lock().ok_or_else(Lag::busy)?;
         let (lag, waiter) = &mut *inner;
-        waiter.step(py, lag)
+        waiter.send(py, lag)?.into_next(py)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -1,8 +1,9 @@
-//! Three type slots that PyO3 has no words for: `am_anext`, `am_await` and `am_send`, on a subtype of the class.
+//! Four type slots of an awaitable, on a subtype of its class: `am_aiter`, `am_anext`, `am_await`, and `am_send`, which PyO3 has
+//! no words for.
 //!
 //! Through methods, a ready item of `async for` costs three trampolines and a `StopIteration` (225 ns, measured with an
 //! event made each time); through the slots the interpreter is handed the value itself (see DESIGN.md for the figure).
-//! A tracing interpreter does not ask `am_send`; it finds the methods of the base class and behaves the same.
+//! A tracing interpreter does not ask `am_send`; it finds the `__next__` of the base class and behaves the same.
 //!
 //! Invariants: 1. a slot is called with the interpreter attached, on an instance of the type it was put on; 2. no panic
 //! leaves a slot.
@@ -34,10 +35,20 @@ pub enum Sent {
 pub trait Awaited: PyClass + Send + 'static {
     /// One step.
     fn send(slf: &Bound<'_, Self>) -> PyResult<Sent>;
-    /// Where the subtype is kept.
-    fn subtype() -> &'static PyOnceLock<Py<PyType>>;
-    /// Its full name.
-    const FULL_NAME: &'static CStr;
+    /// The type of its instances.
+    fn subtype() -> &'static Subtype;
+}
+
+/// A subtype that bears the slots: its full name, and where it is kept once it is made.
+pub struct Subtype {
+    name: &'static CStr,
+    made: PyOnceLock<Py<PyType>>,
+}
+
+impl Subtype {
+    pub const fn new(name: &'static CStr) -> Self {
+        Self { name, made: PyOnceLock::new() }
+    }
 }
 
 unsafe extern "C" fn itself(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
@@ -110,7 +121,8 @@ unsafe extern "C" fn send<T: Awaited>(
 }
 
 fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
-    T::subtype().get_or_try_init(py, || {
+    let Subtype { name, made } = T::subtype();
+    made.get_or_try_init(py, || {
         let base = T::type_object(py);
         // A type does not inherit its base's docstring. (The call below copies it.)
         let doc = CString::new(base.getattr("__doc__")?.extract::<Option<String>>()?.unwrap_or_default())?;
@@ -139,8 +151,7 @@ fn subtype<T: Awaited>(py: Python<'_>) -> PyResult<&Py<PyType>> {
             slot(0, ptr::null_mut()),
         ];
         let flags = u32::try_from(ffi::Py_TPFLAGS_DEFAULT).unwrap_or_default();
-        let mut spec =
-            ffi::PyType_Spec { name: T::FULL_NAME.as_ptr(), basicsize: 0, itemsize: 0, flags, slots: slots.as_mut_ptr() };
+        let mut spec = ffi::PyType_Spec { name: name.as_ptr(), basicsize: 0, itemsize: 0, flags, slots: slots.as_mut_ptr() };
         // SAFETY: spec and slots live over the call, which copies them; the name is static. A basicsize of 0 inherits
         // the base's layout, and the collector's functions come with it.
         let made = unsafe { ffi::PyType_FromSpecWithBases(&raw mut spec, base.as_ptr()) };
@@ -166,7 +177,7 @@ pub fn make<T: Awaited>(py: Python<'_>, value: T) -> PyResult<Py<PyAny>> {
 /// For the class's `#[new]`: the value that [`make`] sends. A call from Python finds none.
 pub fn pending<T: Awaited>() -> PyResult<T> {
     let value = PENDING.take().and_then(|value| value.downcast::<T>().ok());
-    let name = || T::FULL_NAME.to_string_lossy().into_owned();
+    let name = || T::subtype().name.to_string_lossy().into_owned();
     value.map(|value| *value).ok_or_else(|| pyo3::exceptions::PyTypeError::new_err(format!("{} is not made by hand", name())))
 }
 

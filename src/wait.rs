@@ -73,14 +73,6 @@ struct Place {
 }
 
 impl Waiter {
-    /// One step of `__next__` under an event loop, for an interpreter that asks no slots.
-    pub fn step(&mut self, py: Python<'_>, source: &mut impl Source) -> PyResult<Option<Py<PyAny>>> {
-        match self.send(py, source)? {
-            Sent::Return(item) => Err(done(py, item)),
-            Sent::Yield(future) => Ok(Some(future)),
-        }
-    }
-
     /// One step: an item, a future to park on, or a bare None to let others run.
     pub fn send<S: Source>(&mut self, py: Python<'_>, source: &mut S) -> PyResult<Sent> {
         if let Some(future) = &self.future {
@@ -179,9 +171,19 @@ impl Drop for Waiter {
     }
 }
 
+impl Sent {
+    /// What `__next__` gives in its place: what to wait for, or an item in a `StopIteration`.
+    pub fn into_next(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self {
+            Self::Return(item) => Err(done(py, item)),
+            Self::Yield(future) => Ok(future),
+        }
+    }
+}
+
 /// `StopIteration` with `item` as its value. Set bare, the interpreter takes the item out again without ever making an
 /// exception object; a tuple would be unpacked as arguments and an exception raised as itself, so those are wrapped.
-pub fn done(py: Python<'_>, item: Py<PyAny>) -> PyErr {
+fn done(py: Python<'_>, item: Py<PyAny>) -> PyErr {
     let bound = item.bind(py);
     if bound.is_instance_of::<PyTuple>() || bound.is_instance_of::<PyBaseException>() {
         return PyStopIteration::new_err((item,));

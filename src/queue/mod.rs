@@ -20,8 +20,9 @@ use turnstream_core::event as core_event;
 use turnstream_core::queue::{self as core, Offer, Overflow, Place};
 
 use self::slot::{Delta, Sleeper, Slot};
-use self::waits::{Form, Putting, QueueIterator, QueueTake, Taking, taker};
+use self::waits::{Form, Putting, QueueTake, Taking, taker};
 use crate::bell::{self, check_fork};
+use crate::blocking::{Blocking, Blocks};
 use crate::convert::count;
 use crate::wait::{Source, Taken, block, deadline};
 use crate::{errors, event, slots};
@@ -239,9 +240,9 @@ impl EventQueue {
         taker(slf, Form::Each)
     }
 
-    fn __iter__(slf: Bound<'_, Self>) -> PyResult<QueueIterator> {
+    fn __iter__(slf: Bound<'_, Self>) -> PyResult<Blocking> {
         check_fork(slf.get().made)?;
-        Ok(QueueIterator { queue: slf.unbind(), form: Form::Each })
+        Ok(Blocking::of(slf.unbind()))
     }
 
     /// Lists of up to `max_items` items, all that are ready, at least one.
@@ -348,6 +349,10 @@ impl EventQueue {
 }
 
 impl EventQueue {
+    fn next_blocking_as(&self, py: Python<'_>, form: Form) -> PyResult<Option<Py<PyAny>>> {
+        self.take_blocking(py, form, None, ": iterate with `async for` instead")
+    }
+
     fn take_blocking(&self, py: Python<'_>, form: Form, until: Option<Instant>, advice: &str) -> PyResult<Option<Py<PyAny>>> {
         check_fork(self.made)?;
         let mut place = Place::default();
@@ -370,8 +375,13 @@ impl EventQueue {
     }
 }
 
+impl Blocks for EventQueue {
+    fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.next_blocking_as(py, Form::Each)
+    }
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<EventQueue>()?;
-    module.add_class::<QueueIterator>()?;
     slots::register::<QueueTake>(module)
 }

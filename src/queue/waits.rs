@@ -3,24 +3,23 @@
 //! Owns the places in the core's lines. Refuses to know what is put and what a full queue does. Invariant: 1. a wait that is thrown
 //! into, closed or dropped leaves its place, and a call that it had goes to the next.
 
-use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyRuntimeWarning};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyList, PyType};
+use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::queue::{Place, Pop};
 
 use super::EventQueue;
 use super::slot::{Sleeper, Slot};
 use crate::bell::check_fork;
+use crate::blocking::{Blocking, Blocks};
 use crate::errors;
-use crate::slots::{self, Awaited, Sent};
-use crate::wait::{Source, Taken, Waiter, done};
+use crate::slots::{self, Awaited, Sent, Subtype};
+use crate::wait::{Source, Taken, Waiter};
 
 #[derive(Clone, Copy)]
 pub(super) enum Form {
@@ -184,12 +183,10 @@ impl Awaited for QueueTake {
         sharing_budget(queue, waiter, |waiter| waiter.send(slf.py(), &mut source))
     }
 
-    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
-        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn subtype() -> &'static Subtype {
+        static SUBTYPE: Subtype = Subtype::new(c"turnstream._native.QueueTake");
         &SUBTYPE
     }
-
-    const FULL_NAME: &'static CStr = c"turnstream._native.QueueTake";
 }
 
 /// A wait for one item would never come to its 128th: those of one queue share a count.
@@ -201,6 +198,12 @@ fn sharing_budget<T>(queue: &EventQueue, waiter: &mut Waiter, step: impl FnOnce(
     stepped
 }
 
+impl Blocks for QueueTake {
+    fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.queue.get().next_blocking_as(py, self.form)
+    }
+}
+
 #[pymethods]
 impl QueueTake {
     #[new]
@@ -208,27 +211,12 @@ impl QueueTake {
         slots::pending()
     }
 
-    fn __aiter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __anext__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
-        match Self::send(slf)? {
-            Sent::Return(item) => Err(done(slf.py(), item)),
-            Sent::Yield(future) => Ok(Some(future)),
-        }
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Self::send(slf)?.into_next(slf.py())
     }
 
     #[pyo3(name = "send")]
-    fn send_value(slf: &Bound<'_, Self>, _value: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
+    fn send_value(slf: &Bound<'_, Self>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         Self::__next__(slf)
     }
 
@@ -247,8 +235,8 @@ impl QueueTake {
         self.leave();
     }
 
-    fn __iter__(&self, py: Python<'_>) -> QueueIterator {
-        QueueIterator { queue: self.queue.clone_ref(py), form: self.form }
+    fn __iter__(slf: Py<Self>) -> Blocking {
+        Blocking::of(slf)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -313,12 +301,10 @@ impl Awaited for QueuePut {
         sharing_budget(queue, waiter, |waiter| waiter.send(slf.py(), &mut source))
     }
 
-    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
-        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn subtype() -> &'static Subtype {
+        static SUBTYPE: Subtype = Subtype::new(c"turnstream._native.QueuePut");
         &SUBTYPE
     }
-
-    const FULL_NAME: &'static CStr = c"turnstream._native.QueuePut";
 }
 
 #[pymethods]
@@ -328,23 +314,16 @@ impl QueuePut {
         slots::pending()
     }
 
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Self::send(slf)?.into_next(slf.py())
     }
 
     fn __iter__(slf: Py<Self>) -> Py<Self> {
         slf
     }
 
-    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
-        match Self::send(slf)? {
-            Sent::Return(item) => Err(done(slf.py(), item)),
-            Sent::Yield(future) => Ok(Some(future)),
-        }
-    }
-
     #[pyo3(name = "send")]
-    fn send_value(slf: &Bound<'_, Self>, _value: &Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
+    fn send_value(slf: &Bound<'_, Self>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         Self::__next__(slf)
     }
 
@@ -379,27 +358,5 @@ impl QueuePut {
             drop(waiting);
             drop(slot);
         }
-    }
-}
-
-/// The blocking face of a queue's items or batches.
-#[pyclass(frozen, module = "turnstream._native")]
-pub struct QueueIterator {
-    pub(super) queue: Py<EventQueue>,
-    pub(super) form: Form,
-}
-
-#[pymethods]
-impl QueueIterator {
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.queue.get().take_blocking(py, self.form, None, ": iterate with `async for` instead")
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.queue)
     }
 }

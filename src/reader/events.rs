@@ -1,18 +1,17 @@
 //! Events of a session's log, one by one or in batches.
 
-use std::ffi::CStr;
 use std::task::Waker;
 
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyList, PyType};
+use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::reader::{self as core, Item, Poll};
 
 use super::{Reads, Shared};
 use crate::away::returns;
+use crate::blocking::{Blocking, Blocks};
 use crate::convert::count;
-use crate::slots::{self, Awaited, Sent};
+use crate::slots::{self, Awaited, Sent, Subtype};
 use crate::wait::{Source, Taken, deadline};
 use crate::{errors, event};
 
@@ -112,12 +111,16 @@ impl Awaited for Reader {
         slf.get().shared.send(slf.py())
     }
 
-    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
-        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn subtype() -> &'static Subtype {
+        static SUBTYPE: Subtype = Subtype::new(c"turnstream.Reader");
         &SUBTYPE
     }
+}
 
-    const FULL_NAME: &'static CStr = c"turnstream.Reader";
+impl Blocks for Reader {
+    fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.shared.next_blocking(py)
+    }
 }
 
 #[pymethods]
@@ -127,24 +130,12 @@ impl Reader {
         slots::pending()
     }
 
-    fn __aiter__(slf: Py<Self>) -> Py<Self> {
-        slf
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Self::send(slf)?.into_next(slf.py())
     }
 
-    fn __anext__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.shared.step(py)
-    }
-
-    fn __iter__(slf: Py<Self>) -> BlockingReader {
-        BlockingReader { reader: slf }
+    fn __iter__(slf: Py<Self>) -> Blocking {
+        Blocking::of(slf)
     }
 
     /// Lists of up to `max_events` events, all that are ready, at least one. The reader itself then yields nothing until
@@ -221,23 +212,6 @@ impl Reader {
     }
 }
 
-/// The blocking face of a reader.
-#[pyclass(frozen, module = "turnstream._native")]
-pub struct BlockingReader {
-    reader: Py<Reader>,
-}
-
-#[pymethods]
-impl BlockingReader {
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.reader.get().shared.step_blocking(py)
-    }
-}
-
 /// The batches of a reader; see `Reader.batches`.
 #[pyclass(frozen, subclass, name = "_Batches", module = "turnstream._native")]
 pub struct Batches {
@@ -267,12 +241,16 @@ impl Awaited for Batches {
         slf.get().batched(|shared| shared.send(slf.py()))
     }
 
-    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
-        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn subtype() -> &'static Subtype {
+        static SUBTYPE: Subtype = Subtype::new(c"turnstream.Batches");
         &SUBTYPE
     }
+}
 
-    const FULL_NAME: &'static CStr = c"turnstream.Batches";
+impl Blocks for Batches {
+    fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.batched(|shared| shared.next_blocking(py))
+    }
 }
 
 #[pymethods]
@@ -282,44 +260,15 @@ impl Batches {
         slots::pending()
     }
 
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Self::send(slf)?.into_next(slf.py())
+    }
+
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.reader)
     }
 
-    fn __aiter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __anext__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.batched(|shared| shared.step(py))
-    }
-
-    fn __iter__(slf: Py<Self>) -> BlockingBatches {
-        BlockingBatches { batches: slf }
-    }
-}
-
-/// The blocking face of batches.
-#[pyclass(frozen, module = "turnstream._native")]
-pub struct BlockingBatches {
-    batches: Py<Batches>,
-}
-
-#[pymethods]
-impl BlockingBatches {
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.batches.get().batched(|shared| shared.step_blocking(py))
+    fn __iter__(slf: Py<Self>) -> Blocking {
+        Blocking::of(slf)
     }
 }

@@ -1,21 +1,20 @@
 //! Encoded frames of a session's log, all that are ready at a time, and the heartbeat of silence.
 
-use std::ffi::CStr;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyType};
+use pyo3::types::PyBytes;
 use pyo3::{PyTraverseError, PyVisit};
 use turnstream_core::encode::FrameStream;
 use turnstream_core::reader::{self as core, Poll};
 
 use super::{Reads, Shared};
+use crate::blocking::{Blocking, Blocks};
 use crate::session::Session;
-use crate::slots::{self, Awaited, Sent};
+use crate::slots::{self, Awaited, Sent, Subtype};
 use crate::wait::{Source, Taken};
 
 pub struct ChunkSource {
@@ -134,12 +133,17 @@ impl Awaited for FrameReader {
         stepped
     }
 
-    fn subtype() -> &'static PyOnceLock<Py<PyType>> {
-        static SUBTYPE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    fn subtype() -> &'static Subtype {
+        static SUBTYPE: Subtype = Subtype::new(c"turnstream.FrameReader");
         &SUBTYPE
     }
+}
 
-    const FULL_NAME: &'static CStr = c"turnstream.FrameReader";
+/// Without heartbeats.
+impl Blocks for FrameReader {
+    fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.shared.next_blocking(py)
+    }
 }
 
 #[pymethods]
@@ -149,23 +153,8 @@ impl FrameReader {
         slots::pending()
     }
 
-    fn __aiter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __anext__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
-        match Self::send(slf)? {
-            Sent::Return(item) => Err(crate::wait::done(slf.py(), item)),
-            Sent::Yield(future) => Ok(Some(future)),
-        }
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Self::send(slf)?.into_next(slf.py())
     }
 
     /// The timer's callback, on the loop's thread.
@@ -193,8 +182,8 @@ impl FrameReader {
         self.shared.act(|both| Ok(both.source.stream.reader().cursor().to_string()))
     }
 
-    fn __iter__(slf: Py<Self>) -> BlockingFrameReader {
-        BlockingFrameReader { reader: slf }
+    fn __iter__(slf: Py<Self>) -> Blocking {
+        Blocking::of(slf)
     }
 
     /// The session that it reads.
@@ -225,22 +214,5 @@ impl FrameReader {
 
     fn __clear__(&self) {
         self.shared.clear();
-    }
-}
-
-/// The blocking face of a frame reader; it has no heartbeats.
-#[pyclass(frozen, module = "turnstream._native")]
-pub struct BlockingFrameReader {
-    reader: Py<FrameReader>,
-}
-
-#[pymethods]
-impl BlockingFrameReader {
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.reader.get().shared.step_blocking(py)
     }
 }

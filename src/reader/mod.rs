@@ -60,15 +60,11 @@ impl<S: Reads> Shared<S> {
         self.act(|both| both.waiter.send(py, &mut both.source))
     }
 
-    fn step(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.act(|both| both.waiter.step(py, &mut both.source))
-    }
-
     fn wait(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<Taken> {
         block::<S>(py, until, |act| self.act(|both| act(&mut both.source)))
     }
 
-    fn step_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         Ok(match self.wait(py, None)? {
             Taken::Item(item) => Some(item),
             Taken::Pending | Taken::End => None,
