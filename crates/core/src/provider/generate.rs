@@ -173,7 +173,9 @@ impl Generate {
                 out.usage(UsageCounts { input, output, ..UsageCounts::default() }, &raw);
             }
         }
-        self.keep(chunk, &LLAMA_CPP, out);
+        for (name, raw) in chunk.others(&LLAMA_CPP).filter(|(name, raw)| (*name, raw.get()) != ("truncated", "false")) {
+            self.latest.keep(name, raw, out);
+        }
         Ok(())
     }
 
