@@ -584,7 +584,10 @@ pieces of 1, 7 and 4096 bytes. The last columns count the recordings that hold a
 the vocabulary.
 
 `openai-chat` and `openai-responses` read their dialects too: Azure, Groq, DeepSeek, OpenRouter, Mistral, Perplexity, xAI,
-Moonshot, Cerebras, Snowflake, vLLM, llama.cpp, LM Studio's and Ollama's `/v1`, and the older text completions.
+Moonshot, Cerebras, Snowflake, vLLM, llama.cpp, LM Studio's and Ollama's `/v1`, and the older text completions. `generate` reads
+what small servers stream in formats of their own: TGI's `/generate_stream`, llama.cpp's `/completion` and Workers AI.
+`conversations` reads Mistral's `/v1/conversations`; `gemini` the Live API's messages too; `realtime` translations and live
+sessions too; `transcription` OpenAI's and Mistral's.
 
 ## By recording
 

@@ -183,6 +183,30 @@ fn two_whole_calls_of_one_name_under_one_number_are_two() {
 }
 
 #[test]
+fn a_name_may_come_in_pieces_again_or_longer() {
+    let piece = |index: u64, function: &str| {
+        chat(&format!(r#"{{"tool_calls":[{{"index":{index},"id":"t{index}","function":{{{function}}}}}]}}"#), "")
+    };
+    let more =
+        |index: u64, function: &str| chat(&format!(r#"{{"tool_calls":[{{"index":{index},"function":{{{function}}}}}]}}"#), "");
+    let (_, events) = read(&sse(&[
+        piece(0, r#""name":"get_","arguments":"""#),
+        more(0, r#""name":"weather","arguments":"""#),
+        more(0, r#""arguments":"{}""#),
+        piece(1, r#""name":"get_time""#),
+        piece(1, r#""name":"get_time","arguments":"""#),
+        piece(2, r#""name":"get""#),
+        more(2, r#""name":"get_date""#),
+        chat("{}", "tool_calls"),
+    ]));
+    let names = ["get_weather", "get_time", "get_date"];
+    assert_eq!(all!(events, ToolCall).iter().map(|call| &*call.name).collect::<Vec<_>>(), names);
+    // A start never says half a name.
+    assert_eq!(all!(events, ToolCallStart).iter().map(|call| &*call.name).collect::<Vec<_>>(), names);
+    assert_eq!(message(&events).tool_calls.iter().map(|call| &*call.name).collect::<Vec<_>>(), names);
+}
+
+#[test]
 fn one_part_that_stands_in_no_list_is_text_too() {
     let (_, events) = read(&sse(&[chat(r#"{"content":{"type":"text","text":"Hi"}}"#, "stop")]));
     assert_eq!(message(&events).text, "Hi");
@@ -492,6 +516,7 @@ fn a_body_that_is_an_error_is_one() {
         ),
         (r#"{"success":false,"errors":[{"code":7003,"message":"x"}],"result":null,"messages":[]}"#, "7003", "x", false),
         (r#"{"error_code":"BAD_REQUEST","message":"x"}"#, "BAD_REQUEST", "x", false),
+        (r#"{"error":"x","estimated_time":20.0}"#, "error", "x", false),
     ] {
         for body in [body.to_owned(), format!("\u{feff}\r\n {body}\n"), body.replace(',', ",\n  ")] {
             let (_, events) = read(&body);
@@ -500,6 +525,36 @@ fn a_body_that_is_an_error_is_one() {
             assert_eq!((&*errors[0].code, &*errors[0].message, errors[0].retryable), (code, message, retryable), "{body}");
         }
     }
+}
+
+/// What small servers stream in a format of their own, and what sessions without an end do.
+#[test]
+fn formats_of_their_own_are_recognised() {
+    let said = |body: &str| {
+        let (provider, events) = read(body);
+        assert!(all!(events, Error).is_empty(), "{body}");
+        (provider, message(&events).text.to_string())
+    };
+    let tgi = [
+        r#"{"index":1,"token":{"id":5,"text":"Hi","special":false},"generated_text":null,"details":null}"#,
+        r#"{"index":2,"token":{"id":2,"text":"</s>","special":true},"generated_text":"Hi","details":{"finish_reason":"length"}}"#,
+    ];
+    let llama = [r#"{"content":"Hi","stop":false}"#, r#"{"content":"","stop":true,"stop_type":"eos"}"#];
+    let workers = [r#"{"response":"Hi","p":"x"}"#, "[DONE]"];
+    for body in [sse(&tgi), sse(&llama), sse(&workers), r#"[{"generated_text":"Hi"}]"#.to_owned()] {
+        assert_eq!(said(&body), ("generate", "Hi".into()), "{body}");
+    }
+    let conversation = "event: message.output.delta\ndata: {\"type\":\"message.output.delta\",\"content\":\"Hi\"}\n\n\
+                        event: conversation.response.done\ndata: {\"type\":\"conversation.response.done\"}\n\n";
+    assert_eq!(said(conversation), ("conversations", "Hi".into()));
+    let live = [r#"{"setupComplete":{}}"#, r#"{"serverContent":{"outputTranscription":{"text":"Hi"}}}"#];
+    assert_eq!(said(&[&live[..], &[r#"{"serverContent":{"turnComplete":true}}"#]].concat().join("\n")), ("gemini", "Hi".into()));
+    let translation = [
+        r#"{"type":"session.started","event_id":"e","session":{"model":"m"}}"#,
+        r#"{"type":"session.output_transcript.delta","event_id":"e","delta":"Hi","start_ms":1}"#,
+        r#"{"type":"session.closed","event_id":"e","reason":"close_requested"}"#,
+    ];
+    assert_eq!(said(&translation.join("\n")), ("realtime", "Hi".into()));
 }
 
 /// Another protocol whose events have names like those of one that is known.

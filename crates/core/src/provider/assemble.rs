@@ -774,9 +774,40 @@ impl Assembler {
         }
     }
 
-    /// A call under `key`, of message `message`. Id and name may come in any order and repeat; the start event goes out
-    /// with the first arguments or at the end, once the name is known. A blank id is minted then.
+    /// A call under `key`, of message `message`. Id and name may come in any order and repeat; the start event goes out once
+    /// both are known, with the first arguments or at the end. A blank id is minted then.
     pub fn call(&mut self, key: u64, message: u64, id: &str, name: &str, kind: Kind) {
+        let Some(index) = self.called(key, message, id, kind) else { return };
+        let call = &mut self.calls[index];
+        if call.name.is_empty() && !name.is_empty() {
+            name.clone_into(&mut call.name);
+        }
+        if !call.id.is_empty() {
+            self.start_call(index);
+        }
+    }
+
+    /// The same, where a name may come in several pieces, or again, or longer: the start event waits for the first arguments,
+    /// for the next call or for the end, whatever is known.
+    pub fn call_in_pieces(&mut self, key: u64, message: u64, id: &str, name: &str, kind: Kind) {
+        if self.call_at(key).is_none()
+            && let Some(last) = self.calls.len().checked_sub(1)
+            && !self.calls[last].closed
+        {
+            self.start_call(last);
+        }
+        let Some(index) = self.called(key, message, id, kind) else { return };
+        let call = &mut self.calls[index];
+        if !call.started {
+            match name.strip_prefix(call.name.as_str()) {
+                Some(rest) => call.name.push_str(rest),
+                None => call.name.push_str(name),
+            }
+        }
+    }
+
+    /// Where the call under `key` stands, which begins unless it is open; none where its message may have no more.
+    fn called(&mut self, key: u64, message: u64, id: &str, kind: Kind) -> Option<usize> {
         let index = if let Some(index) = self.call_at(key) {
             index
         } else {
@@ -787,7 +818,7 @@ impl Assembler {
                 match self.at(message) {
                     Some(index) if self.messages[index].finish.is_none() || self.messages[index].is_closed() => {}
                     _ if self.at_piece(message).is_some() => {}
-                    _ => return,
+                    _ => return None,
                 }
             }
             self.open_calls.insert(key, self.calls.len());
@@ -809,12 +840,7 @@ impl Assembler {
         if call.id.is_empty() && !id.is_empty() {
             call.id = Arc::from(id);
         }
-        if call.name.is_empty() && !name.is_empty() {
-            name.clone_into(&mut call.name);
-        }
-        if !call.id.is_empty() {
-            self.start_call(index);
-        }
+        Some(index)
     }
 
     /// Whether a call is open under `key`.

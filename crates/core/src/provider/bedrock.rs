@@ -115,7 +115,8 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     if yes {
         return Likeness::Yes;
     }
-    let maybe = has("__type") || object.object("metadata").raw("usage").is_some() || exception(&object).is_some();
+    let refused = has("__type") || object.object("Output").raw("__type").is_some();
+    let maybe = refused || object.object("metadata").raw("usage").is_some() || exception(&object).is_some();
     if maybe { Likeness::Maybe } else { Likeness::No }
 }
 
@@ -459,6 +460,11 @@ impl Bedrock {
         }
         if has("output") {
             return self.whole(object, out);
+        }
+        // What the service in front of the models says to a request that it does not know.
+        if let Some(raw) = object.raw("Output").filter(|raw| raw.get().contains("__type")) {
+            report(&object.object("Output").text("__type"), raw.get().as_bytes(), out);
+            return Ok(());
         }
         if self.chat.is_some() || speaks_chat(object) {
             return self.chat.get_or_insert_with(OpenAiChat::new).frame(frame, out);
@@ -1050,6 +1056,9 @@ mod tests {
         );
         let events = normalized("bedrock", &failed);
         assert_eq!((&*all!(events, Error)[0].code, &*all!(events, Error)[0].message), ("InternalFailure", "oops"));
+        let refused =
+            normalized("auto", br#"{"Output":{"__type":"com.amazon.coral.service#UnknownOperationException"},"Version":"1.0"}"#);
+        assert_eq!(&*all!(refused, Error)[0].code, "UnknownOperationException");
         let body = r#"{"__type":"com.amazon.coral.service#ThrottlingException","message":"slow down"}"#;
         let events = normalized("bedrock", body.as_bytes());
         assert_eq!((&*all!(events, Error)[0].code, all!(events, Error)[0].retryable), ("ThrottlingException", true));

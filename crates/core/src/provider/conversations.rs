@@ -61,7 +61,7 @@ impl Provider for Conversations {
                 event.pass_others(&HEAD, out)
             }
             "message.output.delta" => {
-                self.content(&event, true, out)?;
+                Self::content(&event, true, out)?;
                 event.pass_others(&[&HEAD[..], &["content"]].concat(), out)
             }
             "tool.execution.started" | "tool.execution.delta" => {
@@ -96,7 +96,7 @@ impl Provider for Conversations {
 
 impl Conversations {
     /// What an entry of text says: a text, a part, or a list of parts.
-    fn content(&mut self, entry: &Object<'_>, streamed: bool, out: &mut Assembler) -> Result<(), Malformed> {
+    fn content(entry: &Object<'_>, streamed: bool, out: &mut Assembler) -> Result<(), Malformed> {
         out.open(MESSAGE, &entry.text("id"), None);
         let parts = entry.list("content");
         for raw in parts.into_iter().chain(entry.raw("content").filter(|raw| !raw.get().starts_with('['))) {
@@ -185,7 +185,7 @@ impl Conversations {
             let entry = Object::from_raw(raw)?;
             out.model(&entry.text("model"));
             match &*entry.text("type") {
-                "message.output" => self.content(&entry, false, out)?,
+                "message.output" => Self::content(&entry, false, out)?,
                 "tool.execution" => {
                     self.call(&entry, Kind::Server, out);
                     self.tool_done(&entry, out)?;

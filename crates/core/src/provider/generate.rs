@@ -102,7 +102,10 @@ impl Provider for Generate {
             return Ok(());
         }
         match server(&object) {
-            Some(Server::Tgi) => self.tgi(&object, out),
+            Some(Server::Tgi) => {
+                self.tgi(&object, out);
+                Ok(())
+            }
             Some(Server::LlamaCpp) => self.llama_cpp(&object, out),
             Some(Server::WorkersAi) if object.is_true("success") => self.workers_ai(&object.object("result"), out),
             Some(Server::WorkersAi) => self.workers_ai(&object, out),
@@ -122,7 +125,7 @@ impl Generate {
         }
     }
 
-    fn tgi(&mut self, chunk: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
+    fn tgi(&mut self, chunk: &Object<'_>, out: &mut Assembler) {
         out.open(0, "", None);
         let token = chunk.object("token");
         if !token.is_true("special") {
@@ -145,7 +148,6 @@ impl Generate {
         }
         self.keep(&details, &["finish_reason", "input_length", "generated_tokens", "prefill", "tokens"], out);
         self.keep(chunk, &["index", "token", "generated_text", "details"], out);
-        Ok(())
     }
 
     fn llama_cpp(&mut self, chunk: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
@@ -171,7 +173,9 @@ impl Generate {
                 out.usage(UsageCounts { input, output, ..UsageCounts::default() }, &raw);
             }
         }
-        self.keep(chunk, &LLAMA_CPP, out);
+        for (name, raw) in chunk.others(&LLAMA_CPP).filter(|(name, raw)| (*name, raw.get()) != ("truncated", "false")) {
+            self.latest.keep(name, raw, out);
+        }
         Ok(())
     }
 

@@ -127,8 +127,8 @@ pub fn recognise(frame: &Frame<'_>) -> Option<(&'static str, Likeness)> {
 /// Who reads a body that is an error and nothing else, in words that are no provider's own: gateways write such.
 fn recognise_error(frame: &Frame<'_>) -> Option<&'static str> {
     let object = wire::Object::parse(frame.data).ok()?;
-    let says = ["message", "Message", "detail", "errors"].iter().any(|key| object.raw(key).is_some());
-    says.then_some("openai-chat")
+    let says = ["message", "Message", "detail"].iter().any(|key| object.raw(key).is_some());
+    (says || !object.list("errors").is_empty()).then_some("openai-chat")
 }
 
 /// What is wrong with one frame: lower case, what was seen, never the payload's content.

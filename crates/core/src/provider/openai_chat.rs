@@ -490,9 +490,9 @@ impl OpenAiChat {
             self.next_call += 1;
             self.next_call
         });
-        out.call(key, index, "", function.name.as_str(), Kind::Client);
-        if let Some(arguments) = function.arguments {
-            out.arguments(key, &text_of(arguments));
+        out.call_in_pieces(key, index, "", function.name.as_str(), Kind::Client);
+        if let Some(arguments) = function.arguments.map(text_of).filter(|arguments| !arguments.is_empty()) {
+            out.arguments(key, &arguments);
         }
     }
 
@@ -507,12 +507,12 @@ impl OpenAiChat {
         };
         self.answers[index as usize].last_call = Some(key);
         if !out.call_is_open(key) || !id.is_empty() || !name.is_empty() {
-            out.call(key, index, id, name, Kind::Client);
+            out.call_in_pieces(key, index, id, name, Kind::Client);
         }
         if free_text {
             out.arguments_are_text(key);
         }
-        if function.arguments.is_some() {
+        if !arguments.is_empty() {
             out.arguments(key, &arguments);
         }
         for (name, raw) in call.others.into_iter().chain(function.others) {
@@ -663,7 +663,7 @@ fn odd(event: &str, text: &str, out: &mut Assembler) -> Result<(), Malformed> {
     let is_error = [event, object, kind].contains(&"error")
         || odd.detail.is_some()
         || (odd.message.is_some() && (!odd.code.is_empty() || kind.contains("error") || (kind.is_empty() && object.is_empty())));
-    if is_error || odd.errors.here {
+    if is_error || !odd.errors.items.is_empty() {
         fault::report(odd.errors.items.first().copied().unwrap_or(raw), "error", out);
     } else if !object.starts_with("chat.completion") && !is_nothing(raw) {
         let name = [event, kind, object].into_iter().find(|name| !name.is_empty());

@@ -94,6 +94,8 @@ pub(super) struct OpenAiResponses {
     last_call: Box<str>,
     /// Calls that the agent has to run, and that nobody has answered.
     waiting: HashSet<Box<str>>,
+    /// The names of the tools that the request offered, where the response says them all.
+    offered: Option<HashSet<Box<str>>>,
 }
 
 impl Provider for OpenAiResponses {
@@ -287,8 +289,15 @@ impl OpenAiResponses {
         if self.items.is_empty() {
             self.id = response.text("id").into();
         }
+        self.offered = offered(response).or(self.offered.take());
         out.model(&response.text("model"));
         out.round_start();
+    }
+
+    /// Whether the server runs a custom tool itself: nobody else offered it. So are xAI's searches of X.
+    fn runs(&self, kind: &str, item: &Object<'_>) -> bool {
+        let offered = |offered: &HashSet<Box<str>>| offered.contains(&*item.text("name"));
+        kind == "custom_tool_call" && self.offered.as_ref().is_some_and(|names| !offered(names))
     }
 
     fn end(&mut self, status: &str, response: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
@@ -363,12 +372,15 @@ impl OpenAiResponses {
                 }
             }
             kind => {
-                if let Some((name, of)) = tool(kind, item) {
+                if let Some((name, mut of)) = tool(kind, item) {
+                    if self.runs(kind, item) {
+                        of = Kind::Server;
+                    }
                     let message = self.open(index, out);
                     let id = call_id(item);
                     self.last_call = (*id).into();
                     out.call(index, message, &id, &name, of);
-                    if kind == "custom_tool_call" {
+                    if kind == "custom_tool_call" && of == Kind::Client {
                         out.arguments_are_text(index);
                     }
                 } else if kind.ends_with("_output") {
@@ -402,7 +414,8 @@ impl OpenAiResponses {
                 if WAITING.contains(&kind) {
                     self.waiting.insert(call_id(&item).into());
                 }
-                call_done(index, &item, out)
+                call_done(index, &item, out)?;
+                if self.runs(kind, &item) { tool_result(&call_id(&item), None, &item, out) } else { Ok(()) }
             }
             kind if kind.ends_with("_output") => {
                 let id = item.text("call_id");
@@ -631,6 +644,18 @@ fn tool<'a>(kind: &'a str, item: &Object<'a>) -> Option<(Cow<'a, str>, Kind)> {
         kind => (kind.strip_suffix("_call")?, Kind::Server),
     };
     Some((name.into(), kind))
+}
+
+/// The names of the tools that a request offered, where its response says them, and no more will be found on the way.
+fn offered(response: &Object<'_>) -> Option<HashSet<Box<str>>> {
+    let tools: Vec<_> = response.list("tools").into_iter().filter_map(|raw| Object::from_raw(raw).ok()).collect();
+    if tools.is_empty() || tools.iter().any(|tool| &*tool.text("type") == "tool_search") {
+        return None;
+    }
+    let inner = tools.iter().flat_map(|tool| tool.list("tools")).filter_map(|raw| Object::from_raw(raw).ok());
+    let mut names: HashSet<Box<str>> = inner.map(|tool| tool.text("name").into()).collect();
+    names.extend(tools.iter().map(|tool| tool.text("name").into()));
+    Some(names)
 }
 
 /// `text` as it stands inside a JSON string.
@@ -1083,6 +1108,22 @@ mod tests {
         let events = read(&[CREATED, &added(0, start), &input, &done(0, &end), &completed("")]);
         assert_eq!((arguments_of(call(&events)), &*call(&events).arguments_raw), (Some(r#""SELECT \"a\"""#), r#"SELECT "a""#));
         assert_eq!(call(&events).arguments_error, None);
+    }
+
+    #[test]
+    fn a_custom_tool_that_nobody_offered_is_the_servers() {
+        let item = r#"{"id":"ctc_1","type":"custom_tool_call","call_id":"xs_1","name":"x_search","input":"{\"q\":1}","status":"completed"}"#;
+        let of = |tools: &str| {
+            let created = CREATED.replace(r#""output":[]"#, &format!(r#""output":[],"tools":[{tools}]"#));
+            let events = read(&[&*created, &done(0, item), &completed("")]);
+            (call(&events).kind, all!(events, ToolResult).len(), message(&events).finish_reason)
+        };
+        let client = (Kind::Client, 0, FinishReason::ToolCalls);
+        assert_eq!(of(r#"{"type":"x_search"}"#), (Kind::Server, 1, FinishReason::Stop));
+        assert_eq!(of(r#"{"type":"custom","name":"x_search"}"#), client);
+        assert_eq!(of(r#"{"type":"namespace","name":"n","tools":[{"type":"custom","name":"x_search"}]}"#), client);
+        assert_eq!(of(r#"{"type":"tool_search"}"#), client);
+        assert_eq!(of(""), client);
     }
 
     #[test]

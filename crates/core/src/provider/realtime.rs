@@ -40,6 +40,8 @@ const KNOWN: &[&str] = &[
     "response.output_audio",
     "response.audio",
     "response.mcp_call",
+    // What the model behind a live one does.
+    "response.event",
     "mcp_list_tools",
     "rate_limits",
 ];
@@ -54,11 +56,16 @@ pub(super) fn recognise(frame: &Frame<'_>) -> Likeness {
     if known && (own_id || answer) { Likeness::Yes } else { Likeness::No }
 }
 
+/// A part: its item and its own number.
+type Place = (u64, u64);
+
 /// The state machine.
 #[derive(Default)]
 pub(super) struct Realtime {
-    /// The part whose text comes (its item and its own number), and where in the message's text it begins.
-    part: Option<((u64, u64), usize)>,
+    /// The part whose text comes, and where in the message's text it begins.
+    part: Option<(Place, usize)>,
+    /// What came of other parts before its end, in their order, and whether each has ended: their text follows its own.
+    waiting: Vec<(Place, String, bool)>,
     /// The items whose call has begun.
     called: HashSet<u64>,
 }
@@ -72,7 +79,11 @@ impl Provider for Realtime {
             | "response.text.delta"
             | "response.output_audio_transcript.delta"
             | "response.audio_transcript.delta" => {
-                self.part_begins((index, head.content_index.0.unwrap_or(0)), out);
+                let place = (index, head.content_index.0.unwrap_or(0));
+                if !self.is_next(place, out) {
+                    self.wait(place).1.push_str(head.delta.as_str());
+                    return Ok(());
+                }
                 out.text(MESSAGE, head.delta.as_str());
                 if let (Some(Cow::Borrowed(text)), true) = (&head.delta.0, head.others.is_empty()) {
                     out.echo(Piece::Text(MESSAGE), text);
@@ -90,7 +101,11 @@ impl Provider for Realtime {
         &["event_id", "obfuscation"]
     }
 
-    fn finish(&mut self, _: &mut Assembler) {}
+    fn finish(&mut self, out: &mut Assembler) {
+        for (_, text, _) in self.waiting.drain(..) {
+            out.text(MESSAGE, &text);
+        }
+    }
 }
 
 impl Realtime {
@@ -100,7 +115,7 @@ impl Realtime {
         let raw: &RawValue = serde_json::from_slice(frame.data)?;
         let event = Object::from_raw(raw)?;
         match kind {
-            "session.created" => {
+            "session.created" | "session.started" => {
                 out.model(&event.object("session").text("model"));
                 pass(kind, raw, out)
             }
@@ -108,7 +123,7 @@ impl Realtime {
                 out.finish_reason(MESSAGE, FinishReason::Stop, "");
                 out.mark_ended();
                 out.round_end();
-                Ok(())
+                event.pass_others(&["type", "event_id", "session"], out)
             }
             "response.created" => {
                 out.round_start();
@@ -135,15 +150,14 @@ impl Realtime {
             | "response.text.done"
             | "response.output_audio_transcript.done"
             | "response.audio_transcript.done" => {
-                let start = self.part_begins(part, out);
-                let whole = [event.text("text"), event.text("transcript")].concat();
-                if let Some(missing) = whole.strip_prefix(out.text_so_far(MESSAGE).get(start..).unwrap_or_default()) {
-                    out.text(MESSAGE, missing);
-                }
+                self.part_ends(part, &[event.text("text"), event.text("transcript")].concat(), out);
                 Ok(())
             }
             "response.done" => {
                 let response = event.object("response");
+                for (_, text, _) in self.waiting.drain(..) {
+                    out.text(MESSAGE, &text);
+                }
                 self.unsaid(&response, out)?;
                 *self = Self::default();
                 end(&response, out)
@@ -175,15 +189,38 @@ impl Realtime {
         }
     }
 
-    /// Where the text of a part begins in the message's text.
-    fn part_begins(&mut self, part: (u64, u64), out: &Assembler) -> usize {
-        match self.part {
-            Some((current, start)) if current == part => start,
-            _ => {
-                let start = out.text_so_far(MESSAGE).len();
-                self.part = Some((part, start));
-                start
+    /// Whether a part's text goes out as it comes: no other is under way.
+    fn is_next(&mut self, place: Place, out: &Assembler) -> bool {
+        self.part.get_or_insert_with(|| (place, out.text_so_far(MESSAGE).len())).0 == place
+    }
+
+    /// A part that waits for another's end.
+    fn wait(&mut self, place: Place) -> &mut (Place, String, bool) {
+        let at = self.waiting.iter().position(|(waits, ..)| *waits == place).unwrap_or_else(|| {
+            self.waiting.push((place, String::new(), false));
+            self.waiting.len() - 1
+        });
+        &mut self.waiting[at]
+    }
+
+    /// A part's text is whole: what is missing of it, then what has waited for it.
+    fn part_ends(&mut self, place: Place, whole: &str, out: &mut Assembler) {
+        if !self.is_next(place, out) {
+            let (_, text, ended) = self.wait(place);
+            *ended = true;
+            if whole.starts_with(text.as_str()) {
+                whole.clone_into(text);
             }
+            return;
+        }
+        let start = self.part.take().map_or(0, |(_, start)| start);
+        if let Some(missing) = whole.strip_prefix(out.text_so_far(MESSAGE).get(start..).unwrap_or_default()) {
+            out.text(MESSAGE, missing);
+        }
+        while self.part.is_none() && !self.waiting.is_empty() {
+            let (place, text, ended) = self.waiting.remove(0);
+            self.part = (!ended).then(|| (place, out.text_so_far(MESSAGE).len()));
+            out.text(MESSAGE, &text);
         }
     }
 
@@ -282,6 +319,24 @@ mod tests {
         assert_eq!((&*message(&events).text, message(&events).model.as_deref()), ("Hi", Some("m-1")));
         assert!(passed(&events, "response.output_audio.delta").contains("AAAA"));
         assert_eq!((usage(&events).total_tokens, usage(&events).audio_output_tokens), (Some(7), Some(2)));
+    }
+
+    #[test]
+    fn parts_that_come_interleaved_are_put_one_after_the_other() {
+        let piece = |item: u64, text: &str| {
+            format!(
+                r#"{{"type":"response.output_audio_transcript.delta","event_id":"e","output_index":{item},"delta":"{text}"}}"#
+            )
+        };
+        let whole = |item: u64, text: &str| {
+            format!(r#"{{"type":"response.output_audio_transcript.done","output_index":{item},"transcript":"{text}"}}"#)
+        };
+        let pieces = [created("r1"), piece(0, "Hel"), piece(1, "Sal"), piece(2, "Ho"), piece(1, "ut. "), piece(0, "lo")];
+        let mut events = pieces.to_vec();
+        events.extend([whole(0, "Hello. "), whole(2, "Hola."), whole(1, "Salut. "), done("completed")]);
+        let said = read_as("realtime", &events);
+        assert_eq!(message(&said).text, "Hello. Salut. Hola.");
+        assert_eq!(message(&read_as("realtime", &pieces)).text, "HelloSalut. Ho");
     }
 
     #[test]
