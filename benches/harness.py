@@ -85,7 +85,7 @@ class Line:
 class Group:
     """Sides that do the same work, and the lines drawn from them. `columns`: each cost that is shown, and its unit.
 
-    `warm_up`: whether a round goes before that does not count; there is nothing to warm where each has its own processes.
+    `warm_up`: whether a round goes before that does not count; in vain where each has its own processes.
     """
 
     title: str
