@@ -305,8 +305,14 @@ impl Inner {
     /// Gives the message that an id now means an id of its own.
     #[cold]
     fn rename(&mut self, id: &mut Id) {
-        let mut ids = (2..).map(|count| Id::from(format!("{id}#{count}")));
-        let own = ids.find(|id| self.state.message(id).is_none()).expect("there is always another");
+        let count = self.reused.entry(id.clone()).or_insert(1);
+        let own = loop {
+            *count += 1;
+            let own = Id::from(format!("{id}#{count}"));
+            if self.state.message(&own).is_none() {
+                break own;
+            }
+        };
         let said = std::mem::replace(id, own.clone());
         self.renamed.push((said, own));
     }

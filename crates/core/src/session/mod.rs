@@ -29,7 +29,7 @@ mod stored;
 mod turn;
 mod waiters;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -82,6 +82,8 @@ pub(crate) struct Inner {
     began: u64,
     /// What the messages are called whose ids came again since then.
     renamed: Vec<(crate::event::Id, crate::event::Id)>,
+    /// How often each of them has come: the next one is not looked for from the first.
+    reused: HashMap<crate::event::Id, u64>,
     membership: Option<hub::Membership>,
     minted: u64,
     waiters: Waiters,
@@ -156,6 +158,7 @@ impl Session {
                 capped: Vec::new(),
                 began: 0,
                 renamed: Vec::new(),
+                reused: HashMap::new(),
                 membership: hub.map(|hub| hub::Membership::new(hub.totals())),
                 minted: 0,
                 waiters: Waiters::default(),
