@@ -54,10 +54,12 @@ CUTS = 6
 
 
 @contextmanager
-def cutting(base_url: str, seed: int, *, most: int, path: bytes = b"/events", cuts: int = CUTS) -> Iterator[str]:
-    """A proxy whose first answers to `path` are dropped after a random number of bytes, less than `most`."""
+def cutting(
+    base_url: str, seed: int, *, most: int, least: int = 1, path: bytes = b"/events", cuts: int = CUTS
+) -> Iterator[str]:
+    """A proxy whose first answers to `path` are dropped after a random number of bytes, `least` to less than `most`."""
     chance = random.Random(seed)
-    lengths = iter([chance.randrange(1, most) for _ in range(cuts)])
+    lengths = iter([chance.randrange(least, most) for _ in range(cuts)])
     upstream = ("127.0.0.1", int(base_url.rpartition(":")[2]))
 
     class Handler(socketserver.BaseRequestHandler):

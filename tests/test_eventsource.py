@@ -24,6 +24,8 @@ from conftest import need_package
 
 SEEDS = range(20)
 EXACT = "/sessions/s/events?deltas=exact"
+HEAD = 300
+"""More bytes than a head has."""
 # Every event of the log, with its id.
 EVENTS = 1 + 1 + len(WORDS) + 1 + 1
 
@@ -42,11 +44,11 @@ def _whole(seen: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _all_cut(url: str) -> Iterator[list[str]]:
+def _all_cut(url: str, least: int = 1) -> Iterator[list[str]]:
     """One proxy per seed; the longest answer that is let through is a little shorter than the whole."""
     most = len(httpx.get(f"{url}{EXACT}").content)
     with ExitStack() as stack:
-        yield [stack.enter_context(cutting(url, seed, most=most)) for seed in SEEDS]
+        yield [stack.enter_context(cutting(url, seed, most=most, least=least)) for seed in SEEDS]
 
 
 @pytest.mark.timeout(120)
@@ -83,7 +85,9 @@ def test_a_run_that_goes_on_comes_once_in_order_too(serve: Callable[..., str]) -
 @pytest.mark.chromium
 @pytest.mark.timeout(120)
 def test_chromiums_own_eventsource_gets_each_event_once_in_order(url: str) -> None:
-    with _chromium() as page, _all_cut(url) as proxies:
+    # To Chromium what is cut in its head may be a whole answer without a type, on which an EventSource gives up:
+    # "HTTP/1.1" alone once in dozens of times, where the machine is busy.
+    with _chromium() as page, _all_cut(url, least=HEAD) as proxies:
         for proxy in proxies:
             page.goto(f"{proxy}/sessions/s")  # any page of that origin
             seen = page.evaluate(FOLLOW, EXACT)

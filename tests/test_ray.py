@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, Seen, frames, text
+from support import PATIENCE_S, Seen, frames, text, until
 
 import turnstream as ts
 from conftest import ROOT
@@ -63,9 +63,11 @@ class Worker:
     def ready(self) -> int:
         return os.getpid()
 
-    def say(self, emit: Any, words: list[str]) -> str:
+    def say(self, emit: Any, words: list[str], said: Path | None = None) -> str:
         for word in words:
             emit("text_delta", {"text": word})
+        if said is not None:
+            said.touch()
         return "the result"
 
     def say_and_wait(self, emit: Any, words: list[str]) -> None:
@@ -95,9 +97,11 @@ class Worker:
         emit("text_delta", {"text": "partial"})
         raise ValueError("the agent's own")
 
-    def many(self, emit: Any, count: int) -> int:
+    def many(self, emit: Any, count: int, said: Path | None = None) -> int:
         for i in range(count):
             emit("custom", name="n", data=i)
+        if said is not None:
+            said.touch()
         return count
 
     def put_all(self, queue: Any, items: list[Any]) -> None:
@@ -359,7 +363,7 @@ async def test_edge_70_a_killed_actor_fails_the_turn_and_closes_the_stream(
     pumping = asyncio.ensure_future(session.pump(emit, producer=doomed if told else None))
     await spoken(session)
     ray.kill(doomed)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await pumping).status == "failed"
         events = [event async for event in session.read()]
     completion = events[-1]
@@ -374,7 +378,7 @@ async def test_edge_70_a_killed_actor_fails_the_turn_and_closes_the_stream(
 async def test_edge_70_a_task_that_dies_fails_the_turn(session: ts.Session, told: bool, tmp_path: Path) -> None:
     emit = session.remote_emitter()
     ref = task.remote(emit, ["partial"], tmp_path / "gate")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         pumping = asyncio.ensure_future(session.pump(emit, producer=ref if told else None))
         await spoken(session)
         (tmp_path / "gate").touch()
@@ -385,7 +389,7 @@ async def test_edge_70_a_task_that_dies_fails_the_turn(session: ts.Session, told
 @one_loop
 async def test_edge_70_a_generator_that_dies_fails_the_turn(session: ts.Session, tmp_path: Path) -> None:
     agent = Agent.remote()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         generator = agent.generate_and_die.options(num_returns="streaming").remote(tmp_path / "gate")
         pumping = asyncio.ensure_future(session.pump(generator))
         await spoken(session)
@@ -397,17 +401,24 @@ async def test_edge_70_a_generator_that_dies_fails_the_turn(session: ts.Session,
 @one_loop
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest", "drop_newest", "merge"])
 async def test_edge_70_a_full_queue_has_its_policy_across_processes(
-    agent: Any, session: ts.Session, overflow: Any, caplog: pytest.LogCaptureFixture
+    agent: Any, session: ts.Session, overflow: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Nobody pumps until the actor has filled all there is, or is held."""
+    """Nobody pumps until the actor has said all, or is held."""
+    said = tmp_path / "said"
     emit = session.remote_emitter(maxsize=50, overflow=overflow)
     if overflow == "merge":
-        ref = agent.say.remote(emit, [f"{i} " for i in range(5000)])
+        ref = agent.say.remote(emit, [f"{i} " for i in range(5000)], said)
     else:
-        ref = agent.many.remote(emit, 5000)
-    done, _ = ray.wait([ref], timeout=1.0)
+        ref = agent.many.remote(emit, 5000, said)
+    box: Any = emit.transport
     if overflow == "block":
-        assert not done  # held: neither here nor there is room for 5,000
+        async with asyncio.timeout(PATIENCE_S):
+            while not await box._post.held.remote(box.name):  # noqa: ASYNC110, another process' count
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # what is held stays so: neither here nor there is room for 5,000
+        assert not said.exists()
+    else:
+        await until(said.exists)
     with caplog.at_level(logging.INFO, "turnstream"):  # within the interval the last totals are no second warning
         pumped = await session.pump(emit, producer=ref)
     assert pumped.status == "completed"
@@ -539,7 +550,7 @@ async def test_twenty_sessions_at_once(agent: Any) -> None:
         assert result(turn.session)["text"] == "".join(words)
         return str(result(turn.session)["status"])
 
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         assert await asyncio.gather(*map(one, range(20))) == ["completed"] * 20
 
 
@@ -593,12 +604,13 @@ asyncio.run(first() if sys.argv[2] == "first" else main())
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(240)
 def test_a_restarted_driver_goes_on_with_the_agent_that_outlived_the_first() -> None:
     address = ray.get_runtime_context().gcs_address
 
     def drive(which: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", DRIVER, address, which]
-        return subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
     first = drive("first")
     assert (first.returncode, first.stdout) == (9, "first driver\n"), first.stderr
@@ -670,15 +682,16 @@ ray_cluster.shutdown()
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(180)
 def test_edge_70_a_node_that_is_gone_fails_the_turn_within_the_bound(
     subprocess_python: Callable[..., list[str]],
 ) -> None:
     """Known by silence, by the task's end, and by the generator's."""
-    (out,) = subprocess_python(NODE, timeout_s=50)
+    (out,) = subprocess_python(NODE, timeout_s=150)
     (line,) = [line for line in out.splitlines() if line.startswith("[[")]  # Ray writes there too
     for after, *said in json.loads(line):
         assert said == ["failed", "completion", ["failed", "producer_lost", "partial"]]
-        assert after < 5 + 3  # `lost_after_s`, and a busy machine
+        assert after < 5 + 10  # `lost_after_s`, and a busy machine; the agents are silent for ten minutes
 
 
 # --- the agent for a router -------------------------------------------------------------------------------------------
@@ -816,7 +829,7 @@ async def test_a_client_reads_a_remote_agent_over_sse(serve: Callable[..., str])
     fastapi = pytest.importorskip("fastapi")
     app, hub = fastapi.FastAPI(), ts.Hub()
     app.include_router(ts.fastapi.router(hub, agent=ts.remote.agent(work, ray_options={"num_cpus": 0})))
-    async with httpx.AsyncClient(base_url=serve(app), timeout=20) as client:
+    async with httpx.AsyncClient(base_url=serve(app), timeout=60) as client:
         body = {"input": "q", "metadata": {"enable_remote_stream": True}}
         made = (await client.post("/sessions", json=body)).json()
         async with client.stream("GET", f"/sessions/{made['session_id']}/events") as response:
@@ -829,7 +842,7 @@ async def test_a_client_reads_a_remote_agent_over_sse(serve: Callable[..., str])
 
 async def said(base_url: str, question: str) -> tuple[list[Seen], dict[str, Any]]:
     """A question's whole stream, and the session's status after it."""
-    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=60) as client:
         made = (await client.post("/sessions", json={"input": question})).json()
         async with client.stream("GET", f"/sessions/{made['session_id']}/events?deltas=exact") as response:
             seen = [frame async for frame in frames(response)]
@@ -846,7 +859,7 @@ def example() -> Generator[str]:
             assert process.stdout is not None
             yield process.stdout.readline().strip()
             process.terminate()
-            assert process.wait(20) in (0, signal.SIGTERM, -signal.SIGTERM)  # Ray exits with the number itself
+            assert process.wait(60) in (0, signal.SIGTERM, -signal.SIGTERM)  # Ray exits with the number itself
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -862,7 +875,7 @@ async def test_the_example_answers_from_an_actor(example: str) -> None:
 
 
 @one_loop
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_serve_deployment_streams_through_its_router(monkeypatch: pytest.MonkeyPatch) -> None:
     serve: Any = pytest.importorskip("ray.serve")
     monkeypatch.syspath_prepend(str(SERVE))
