@@ -6,6 +6,9 @@
 //!
 //! Levels: below [`Durability::Disk`] a commit is a write into the log file, which outlives the process; a power cut may
 //! take the last ones, and never damages the file. [`Durability::Disk`] syncs the log at each commit.
+//!
+//! Invariant: a cursor never means another event than it did. Where a power cut may have taken events that readers saw, the
+//! sessions go on under other epochs ([`note_boot`]).
 
 mod wake;
 
@@ -17,6 +20,7 @@ use std::sync::atomic::{self, AtomicU32};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{Append, Claim, Durability, Hint, LogStore, Retention, Standing, StoreError, Tail, first_fence};
@@ -43,6 +47,10 @@ const SCHEMA: &str = "
     ) STRICT;
     CREATE UNIQUE INDEX place ON blocks (session, last);
 ";
+
+/// Beside the layout of [`VERSION`], which knows nothing of it: the boot of the machine in which the file was last open below
+/// [`Durability::Disk`], or nothing since.
+const BOOTS: &str = "CREATE TABLE IF NOT EXISTS boots (id TEXT NOT NULL) STRICT";
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,10 +98,13 @@ fn io(error: &std::io::Error) -> StoreError {
 
 fn connect(path: &Path, options: &SqliteOptions) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // until the boot is noted
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(32);
-    // Decides nothing in a file that has tables; in a new one it lets space be given back in small steps.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    // Decides nothing in a file that has tables; in a new one it lets space be given back in small steps. Said again, it writes.
+    if connection.query_row("PRAGMA auto_vacuum", (), |row| row.get::<_, i64>(0))? != 2 {
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0))?;
     if mode != "wal" {
         return Err(StoreError::Unusable(format!("the file system allows no write-ahead log, only {mode}")));
@@ -131,12 +142,55 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     }
 }
 
+/// Notes that the file is open in this boot of the machine, and has sessions go on under other epochs where an earlier boot may
+/// have ended with a power cut: it had the file open below [`Durability::Disk`], and nobody closed it, for the log was `left`. False
+/// where the file takes no writes: then its log must stay.
+///
+/// The note is synced at each open: so is, with it, that there is a log, which tells the next boot that it was left.
+fn note_boot(connection: &mut Connection, boot: &str, left: bool, durability: Durability) -> Result<bool, StoreError> {
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let mut note = || -> Result<(), StoreError> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(BOOTS)?;
+        let known: Option<String> = transaction.query_row("SELECT id FROM boots", (), |row| row.get(0)).optional()?;
+        let here = known.as_deref() == Some(boot);
+        if left && !here && known.is_some() {
+            transaction.execute("UPDATE sessions SET epoch = lower(hex(randomblob(8))) WHERE sealed = 0", ())?;
+        }
+        if durability != Durability::Disk || !here {
+            transaction.execute("DELETE FROM boots", ())?;
+        }
+        if durability != Durability::Disk {
+            transaction.execute("INSERT INTO boots (id) VALUES (?1)", [boot])?;
+        }
+        Ok(transaction.commit()?)
+    };
+    match note() {
+        Err(StoreError::ReadOnly(_) | StoreError::Full(_)) => return Ok(false),
+        noted => noted?,
+    }
+    if durability != Durability::Disk {
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+    }
+    Ok(true)
+}
+
+/// The kernel's name for this run of the machine; none on other systems than Linux.
+fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
 impl SqliteStore {
     /// Opens the file, made with mode 0600 if it is new; a folder that is made for it has 0700.
     ///
     /// [`StoreError::Forked`] in the child of a process that had one open: SQLite keeps its locks on files in memory, and the
     /// child would take its parent's for its own. Rule: <https://www.sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_>.
     pub fn open(path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
+        Self::open_in(boot().as_deref(), path, options)
+    }
+
+    /// The same, on a machine whose run is called `boot`: a power cut lies between two names.
+    pub fn open_in(boot: Option<&str>, path: &Path, options: &SqliteOptions) -> Result<Self, StoreError> {
         static OPENED_BY: AtomicU32 = AtomicU32::new(0);
         let process = std::process::id();
         match OPENED_BY.compare_exchange(0, process, atomic::Ordering::Relaxed, atomic::Ordering::Relaxed) {
@@ -161,13 +215,23 @@ impl SqliteStore {
                 fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io(&error))?;
             }
         }
+        let beside = |ending: &str| {
+            let mut name = path.clone().into_os_string();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        // Before SQLite looks at it: whoever closes the file last takes the log into it, and removes it.
+        let left = fs::metadata(beside("-wal")).is_ok_and(|log| log.len() > 0);
         let mut writer = connect(&path, options)?;
         prepare(&mut writer)?;
+        let noted = boot.map_or(Ok(true), |boot| note_boot(&mut writer, boot, left, options.durability))?;
         let reader = connect(&path, options)?;
         reader.pragma_update(None, "query_only", true)?;
-        let mut hints = path.into_os_string();
-        hints.push("-hints");
-        Ok(Self { writer: Mutex::new(writer), reader: Mutex::new(reader), wake: Wake::open(PathBuf::from(hints)) })
+        for connection in [&writer, &reader] {
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !noted)?;
+        }
+        let hints = beside("-hints");
+        Ok(Self { writer: Mutex::new(writer), reader: Mutex::new(reader), wake: Wake::open(hints) })
     }
 
     /// Takes no writes from now on: for a process that only looks.

@@ -164,3 +164,49 @@ fn a_file_that_takes_no_writes_says_so() {
     assert!(matches!(refused, Err(StoreError::ReadOnly(_))), "{refused:?}");
     assert_eq!(store.read("s", 0, 1).unwrap().last, 1);
 }
+
+/// The files as a process that is killed leaves them, or a machine.
+fn left_behind(folder: &Folder) -> Folder {
+    let copy = Folder::new();
+    fs::create_dir(copy.path()).unwrap();
+    for name in ["runs.db", "runs.db-wal"] {
+        fs::copy(folder.path().join(name), copy.path().join(name)).unwrap();
+    }
+    copy
+}
+
+/// Of a machine that started anew nobody knows what its disk had not yet: below level disk, cursors end there; and nowhere else.
+#[test]
+fn cursors_end_where_a_power_cut_may_have_taken_what_they_name() {
+    for durability in [Durability::Memory, Durability::Process, Durability::Disk] {
+        let options = SqliteOptions { durability, max_bytes: None };
+        let open = |boot: &str, folder: &Folder| -> Store {
+            Arc::new(SqliteStore::open_in(Some(boot), &folder.file(), &options).unwrap())
+        };
+        let epochs = |store: &Store| ["s", "sealed"].map(|session| store.standing(session).unwrap().epoch);
+        let folder = Folder::new();
+        let store = open("first", &folder);
+        for session in ["s", "sealed"] {
+            let fence = claim(&store, session, "a").unwrap().fence;
+            append(&store, session, fence, 1, 3).unwrap();
+            assert_eq!(store.seal(session, fence, if session == "s" { 0 } else { 3 }).is_ok(), session == "sealed");
+        }
+        let kept = epochs(&store);
+        let killed = left_behind(&folder);
+        let again = open("first", &killed);
+        assert_eq!(epochs(&again), kept, "a process that is killed takes nothing with it");
+        let cut = left_behind(&killed);
+        let anew = [open("second", &cut), open("second", &cut)];
+        let found = epochs(&anew[0]);
+        assert_eq!(found[0] == kept[0], durability == Durability::Disk, "{durability:?}");
+        assert_eq!(found[1], kept[1], "nothing follows a seal");
+        assert_eq!(epochs(&anew[1]), found, "once");
+        assert_eq!(read_all(&anew[1], "s", 0, 1), text(1, 3));
+        // Closed by all, the file has everything, and its disk too.
+        drop((store, again, anew));
+        assert_eq!(epochs(&open("third", &folder)), kept, "closed and started anew");
+        assert_eq!(epochs(&open("third", &cut)), found);
+        drop(open("fourth", &folder));
+        assert_eq!(epochs(&open("fifth", &folder)), kept);
+    }
+}
