@@ -40,8 +40,9 @@ use crate::event::{AssistantMessage, Completion, Event, Field, Id, Payload, Roun
 /// The words of AG-UI.
 #[derive(Debug, Default)]
 struct Runs {
-    /// Steps that are open.
-    steps: Vec<Id>,
+    /// Steps that are open, and how many had begun before.
+    steps: HashMap<Id, usize>,
+    begun: usize,
     /// The messages that were begun since its last reset, by the message of ours that they belong to.
     shown: HashMap<Id, Vec<Text>>,
 }
@@ -65,8 +66,9 @@ fn custom(out: &mut Vec<u8>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
 
 impl Runs {
     fn start_step(&mut self, stage: &Id, out: &mut Vec<u8>) {
-        if !self.steps.contains(stage) {
-            self.steps.push(stage.clone());
+        if !self.steps.contains_key(stage) {
+            self.steps.insert(stage.clone(), self.begun);
+            self.begun += 1;
             Frame::new(out, "STEP_STARTED").text("stepName", stage).send();
         }
     }
@@ -81,7 +83,9 @@ impl Voice for Runs {
     }
 
     fn turn_end(&mut self, turn: &Turn, completion: &Completion, out: &mut Vec<u8>) {
-        for step in std::mem::take(&mut self.steps) {
+        let mut open: Vec<_> = std::mem::take(&mut self.steps).into_iter().collect();
+        open.sort_unstable_by_key(|(_, begun)| *begun);
+        for (step, _) in open {
             Frame::new(out, "STEP_FINISHED").text("stepName", &step).send();
         }
         let usage = |frame: Frame<'_>| match &turn.usage {
@@ -242,8 +246,7 @@ impl Voice for Runs {
         match &event.payload {
             Payload::StageStart(it) => self.start_step(&it.stage, out),
             Payload::StageEnd(it) => {
-                if let Some(at) = self.steps.iter().position(|open| *open == it.stage) {
-                    self.steps.remove(at);
+                if self.steps.remove(&it.stage).is_some() {
                     Frame::new(out, "STEP_FINISHED").text("stepName", &it.stage).send();
                 }
             }

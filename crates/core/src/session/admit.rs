@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{Entry, Inner, SessionError};
+use super::{Entry, Inner, Named, SessionError};
 use crate::event::{
     AssistantMessage, Class, Context, Event, Id, Json, Kind, MessageReset, MessageStart, Origin, Payload, PayloadError,
     ReasoningDelta, RefusalDelta, Text, TextDelta, ToolCall, ToolCallStart, ToolResult, Warning,
@@ -272,9 +272,9 @@ impl Inner {
     /// Finds or opens the message a delta belongs to and fills in its id; none when that message is done.
     fn open_message(&mut self, turn: u32, id: &mut Id) -> Option<usize> {
         if id.is_empty() {
-            let open = self.state.messages.iter().rfind(|message| message.turn == turn && !message.done);
+            let open = self.state.open_messages_of(turn).next().map(|message| message.id.clone());
             *id = match open {
-                Some(message) => message.id.clone(),
+                Some(open) => open,
                 None => self.mint("msg", turn),
             };
         } else if !self.renamed.is_empty() {
@@ -352,7 +352,7 @@ impl Inner {
 
     fn open_call(&mut self, turn: u32, id: &mut Id) -> usize {
         if id.is_empty() {
-            let open = self.state.calls.iter().rfind(|call| call.turn == turn && !call.done);
+            let open = self.state.calls_of(turn).map(|(_, call)| call).find(|call| !call.done);
             *id = match open {
                 Some(call) => call.id.clone(),
                 None => self.mint("call", turn),
@@ -370,8 +370,8 @@ impl Inner {
     /// A whole message: the only end a message has.
     pub(super) fn admit_message(&mut self, turn: u32, mut whole: AssistantMessage, extra: Option<Json>) -> u64 {
         if whole.message_id.is_empty() {
-            let of_turn = || self.state.messages.iter().rev().filter(|message| message.turn == turn && message.role != "user");
-            let open = of_turn().find(|message| !message.done);
+            let of_turn = || self.state.messages_of(turn).map(|(_, message)| message).filter(|message| message.role != "user");
+            let open = self.state.open_messages_of(turn).find(|message| message.role != "user");
             // A transcript's copy without an id is known by its text, beside a message that came from elsewhere.
             let copy = || of_turn().next().filter(|message| message.origin != whole.origin && message.text == *whole.text);
             whole.message_id = match open.or_else(copy) {
@@ -418,10 +418,10 @@ impl Inner {
         if whole.refusal.is_none() {
             whole.refusal = shown.refusal.as_deref().map(Text::from);
         }
-        for call in &shown.calls {
-            if !whole.tool_calls.contains(call) {
-                whole.tool_calls.push(call.clone());
-            }
+        if whole.tool_calls != *shown.calls {
+            let mut calls = Named::from(std::mem::take(&mut whole.tool_calls));
+            calls.merge(&shown.calls);
+            whole.tool_calls = calls.into_calls();
         }
         let text = whole.text.strip_prefix(shown.text.as_str()).map(Text::from);
         let reasoning = whole.reasoning.strip_prefix(shown.reasoning.as_str()).map(Text::from);
@@ -471,7 +471,7 @@ impl Inner {
     fn merge_copy(&mut self, turn: u32, copy: &AssistantMessage) -> u64 {
         let known = self.state.message(&copy.message_id).map(|at| self.state.messages[at].calls.clone()).unwrap_or_default();
         let mut seq = None;
-        for call in copy.tool_calls.iter().filter(|call| !known.iter().any(|known| known.call_id == call.call_id)) {
+        for call in copy.tool_calls.iter().filter(|call| known.find(&call.call_id).is_none()) {
             let start = ToolCallStart {
                 call_id: call.call_id.clone(),
                 name: call.name.clone(),
@@ -575,8 +575,7 @@ impl Inner {
 
     /// The run's own result, where no message said anything.
     pub(super) fn admit_fallback(&mut self, turn: u32, text: Text) {
-        let spoke =
-            self.state.messages.iter().any(|message| message.turn == turn && message.role != "user" && !message.text.is_empty());
+        let spoke = self.state.messages_of(turn).any(|(_, message)| message.role != "user" && !message.text.is_empty());
         if spoke || text.trim().is_empty() {
             return;
         }

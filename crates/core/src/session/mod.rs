@@ -44,7 +44,7 @@ use log::Log;
 pub(crate) use pace::Pace;
 pub use page::{Absent, Page};
 pub use produce::Taken;
-pub use state::{Attached, CallState, Dropped, MessageState, Outcome, StageState, State};
+pub use state::{Attached, CallState, Dropped, MessageState, Named, Outcome, StageState, State};
 pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use status::Statistics;
 pub use turn::{Cancelling, Ending, Started, TurnOptions};

@@ -335,14 +335,8 @@ impl Inner {
     }
 
     fn close_messages(&mut self, turn: u32, status: Status) {
-        let open: Vec<_> = self
-            .state
-            .messages
-            .iter()
-            .filter(|message| message.turn == turn && !message.done)
-            .map(|message| message.id.clone())
-            .collect();
-        for message_id in open {
+        let open: Vec<_> = self.state.open_messages_of(turn).map(|message| message.id.clone()).collect();
+        for message_id in open.into_iter().rev() {
             let Some(at) = self.state.message(&message_id) else { continue };
             let message = &self.state.messages[at];
             let whole = AssistantMessage {
@@ -366,19 +360,19 @@ impl Inner {
     /// client.
     fn close_calls(&mut self, turn: u32, status: Status) {
         // All are whole before any has its result. None leaves the state before it has both.
-        for at in 0..self.state.calls.len() {
-            if self.state.calls[at].turn == turn {
-                self.close_call(turn, at);
-            }
+        let calls: Vec<_> = self.state.calls_of(turn).map(|(at, _)| at).collect();
+        for at in calls.into_iter().rev() {
+            self.close_call(turn, at);
         }
-        let waits = |call: &&CallState| call.turn == turn && call.status.is_none() && call.kind == Kind::Client;
-        let waiting = self.state.calls.iter().filter(waits).map(|call| (call.id.clone(), call.name.clone())).collect::<Vec<_>>();
+        let waits = |call: &CallState| call.status.is_none() && call.kind == Kind::Client;
+        let waiting = self.state.calls_of(turn).filter(|(_, call)| waits(call));
+        let waiting: Vec<_> = waiting.map(|(_, call)| (call.id.clone(), call.name.clone())).collect();
         let word = match status {
             Status::Completed => return,
             Status::Cancelled => "cancelled",
             Status::Failed | Status::Incomplete => "failed",
         };
-        for (call_id, name) in waiting {
+        for (call_id, name) in waiting.into_iter().rev() {
             let result = ToolResult { call_id, output: None, is_error: true, status: word.into(), name: Some(name) };
             self.push(result.into(), None, turn);
         }

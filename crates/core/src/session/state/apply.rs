@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::json::error_json;
 use super::limit::ENTRY_BYTES;
 use super::usage::{add_usage, empty_usage};
-use super::{Attached, CallState, MessageState, Outcome, StageState, State};
-use crate::event::{CallRef, Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Text};
+use super::{Attached, CallState, MessageState, Named, Outcome, StageState, State};
+use crate::event::{Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Text};
 
 impl State {
     /// Folds one event in.
@@ -54,6 +54,7 @@ impl State {
                 self.client_id.clone_from(&start.client_id);
                 self.metadata.clone_from(&start.metadata);
                 self.stages.clear();
+                self.stage_index.clear();
                 self.attached.retain(|attached| !matches!(attached.event.payload, Payload::Custom(_)));
                 self.started = Some(event.time);
                 if start.input.is_some() {
@@ -98,18 +99,15 @@ impl State {
                 message.text = whole.text.to_string();
                 message.reasoning = whole.reasoning.to_string();
                 message.refusal = whole.refusal.as_ref().map(ToString::to_string);
-                message.done = true;
+                let open = !std::mem::replace(&mut message.done, true);
                 message.finish_reason = Some(whole.finish_reason);
                 message.origin = whole.origin;
                 message.choice = whole.choice.or(message.choice);
                 if whole.model.is_some() {
                     message.model.clone_from(&whole.model);
                 }
-                for call in &whole.tool_calls {
-                    if !message.calls.contains(call) {
-                        message.calls.push(call.clone());
-                    }
-                }
+                message.calls.merge(&whole.tool_calls);
+                self.open_messages -= usize::from(open);
             }
             Payload::ToolCallStart(start) => {
                 let at = self.call_written(turn, round, &start.call_id);
@@ -209,7 +207,7 @@ impl State {
             reasoning: String::new(),
             refusal: None,
             input: None,
-            calls: Vec::new(),
+            calls: Named::default(),
             choice: None,
             model: None,
             done: false,
@@ -263,14 +261,11 @@ impl State {
 
     fn refer(&mut self, message: Option<&Id>, call_id: &Id, name: &Text) {
         let Some(index) = message.and_then(|id| self.message(id)) else { return };
-        let calls = &mut self.messages[index].calls;
-        if !calls.iter().any(|call| call.call_id == *call_id) {
-            calls.push(CallRef { call_id: call_id.clone(), name: name.clone() });
-        }
+        self.messages[index].calls.refer(call_id, name);
     }
 
     fn stage(&mut self, turn: u32, name: &Id, time: u64) -> &mut StageState {
-        let index = self.stages.iter().position(|stage| stage.stage == *name).unwrap_or_else(|| {
+        let index = *self.stage_index.entry(name.clone()).or_insert_with(|| {
             self.stages.push(StageState {
                 stage: name.clone(),
                 turn,
@@ -290,6 +285,7 @@ impl State {
 
     fn add_message(&mut self, message: MessageState) {
         self.message_index.insert(message.id.clone(), self.messages.len());
+        self.open_messages += usize::from(!message.done);
         self.messages.push(message);
     }
 }

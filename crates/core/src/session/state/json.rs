@@ -86,7 +86,7 @@ impl State {
     }
 
     /// Where the calls stand that the message names so: its own, of several rounds, or else the newest that is of no message.
-    fn calls_of(&self, message: &MessageState, call: &CallRef) -> Vec<usize> {
+    fn named_calls(&self, message: &MessageState, call: &CallRef) -> Vec<usize> {
         let Some(known) = self.call_index.get(&call.call_id) else { return Vec::new() };
         let of = |owner: Option<&Id>| {
             let same = |at: &usize| (self.calls[*at].turn, self.calls[*at].message_id.as_ref()) == (message.turn, owner);
@@ -119,7 +119,7 @@ impl State {
         }
         key(&mut out, "tool_calls");
         let calls = message.calls.iter().flat_map(|call| {
-            let known = self.calls_of(message, call);
+            let known = self.named_calls(message, call);
             // One that nobody began is a name.
             let unknown = known.is_empty().then_some(None);
             known.into_iter().map(Some).chain(unknown).map(move |at| (at, call))
@@ -177,7 +177,7 @@ impl State {
         // Those of the newest turn that wait for their result, and of all others those that no message names.
         let waits = |call: &CallState| call.turn == self.turn && call.status.is_none();
         let named = self.messages.iter().flat_map(|message| message.calls.iter().map(move |call| (message, call)));
-        let named: HashSet<usize> = named.flat_map(|(message, call)| self.calls_of(message, call)).collect();
+        let named: HashSet<usize> = named.flat_map(|(message, call)| self.named_calls(message, call)).collect();
         for (name, open) in [("open_calls", true), ("other_calls", false)] {
             key(&mut out, name);
             let calls = self.calls.iter().enumerate();

@@ -33,6 +33,7 @@ impl State {
                 excess = excess.saturating_sub(if keep { 0 } else { ENTRY_BYTES + stage.stage.len() });
                 keep
             });
+            self.stage_index = self.stages.iter().enumerate().map(|(at, stage)| (stage.stage.clone(), at)).collect();
             self.count_dropped(0, 0, before - self.stages.len(), self.turn);
         }
     }

@@ -8,6 +8,7 @@
 mod apply;
 mod json;
 mod limit;
+mod named;
 mod usage;
 
 use std::collections::HashMap;
@@ -15,9 +16,10 @@ use std::sync::Arc;
 
 pub(crate) use json::error_json;
 pub(super) use json::{key, object};
+pub use named::Named;
 pub(crate) use usage::{add_usage, empty_usage};
 
-use crate::event::{CallRef, Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
+use crate::event::{Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
 
 /// A message of the conversation.
 #[derive(Debug, Clone)]
@@ -37,7 +39,7 @@ pub struct MessageState {
     /// A user's input, any JSON.
     pub input: Option<Json>,
     /// The calls it makes.
-    pub calls: Vec<CallRef>,
+    pub calls: Named,
     /// Which of several answers it is.
     pub choice: Option<u64>,
     /// The model.
@@ -179,12 +181,15 @@ pub struct State {
     pub messages: Vec<MessageState>,
     /// Where each message stands: a turn of thousands would be quadratic without it.
     message_index: HashMap<Id, usize>,
+    /// How many of them are not done.
+    open_messages: usize,
     /// Where the calls of an id stand, oldest first: an id may come again in another round.
     call_index: HashMap<Id, Vec<usize>>,
     /// All calls.
     pub calls: Vec<CallState>,
     /// The stages of the newest turn.
     pub stages: Vec<StageState>,
+    stage_index: HashMap<Id, usize>,
     /// What the newest turn consumed: sums over its model calls.
     pub usage: Option<Usage>,
     /// A fatal error of the newest turn that no later model call made good: its round and its JSON.
@@ -231,16 +236,14 @@ impl State {
     /// The call `id` of this turn and round, or, where the round has none, the newest one of the turn that has no result yet.
     pub fn call(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
         let known = self.call_index.get(id)?;
-        let newest = |fits: &dyn Fn(&CallState) -> bool| {
-            known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && fits(&self.calls[at]))
-        };
+        let newest = |fits: &dyn Fn(&CallState) -> bool| self.of_turn(known, turn).find(|&at| fits(&self.calls[at]));
         newest(&|call| call.round == round).or_else(|| newest(&|call| call.status.is_none()))
     }
 
     /// The call `id` of exactly this turn and round.
     pub fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
         let known = self.call_index.get(id)?;
-        known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && self.calls[at].round == round)
+        self.of_turn(known, turn).find(|&at| self.calls[at].round == round)
     }
 
     /// Whether the newest call of that id, of whichever turn, has its result. A call that nobody named does not count.
@@ -253,21 +256,44 @@ impl State {
     /// Where there is none, the id comes anew.
     pub fn call_written(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
         let known = self.call_index.get(id)?;
-        let written = |at: &usize| self.calls[*at].turn == turn && !self.calls[*at].done;
-        self.call_of_round(turn, round, id).or_else(|| known.iter().rev().copied().find(written))
+        self.call_of_round(turn, round, id).or_else(|| self.of_turn(known, turn).find(|at| !self.calls[*at].done))
     }
 
     /// The call that a result in this turn and round answers: the round's own, or else the newest that waits for one.
     pub fn call_waiting(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
-        self.call(turn, round, id).filter(|at| self.calls[*at].status.is_none()).or_else(|| {
-            let of_turn = |at: &usize| self.calls[*at].turn == turn && self.calls[*at].status.is_none();
-            self.call_index.get(id)?.iter().rev().copied().find(of_turn)
-        })
+        self.call(turn, round, id)
+            .filter(|at| self.calls[*at].status.is_none())
+            .or_else(|| self.of_turn(self.call_index.get(id)?, turn).find(|at| self.calls[*at].status.is_none()))
     }
 
     /// Whether the turn has a call of that id, in whatever round.
     pub fn knows_call(&self, turn: u32, id: &str) -> bool {
-        self.call_index.get(id).is_some_and(|known| known.iter().any(|at| self.calls[*at].turn == turn))
+        self.call_index.get(id).is_some_and(|known| self.of_turn(known, turn).next().is_some())
+    }
+
+    /// The calls of a turn among these, newest first. Turns come one after the other, but for 0, which is of none: those before it
+    /// are not looked at, however many there are.
+    fn of_turn<'a>(&'a self, known: &'a [usize], turn: u32) -> impl Iterator<Item = usize> + 'a {
+        let of = |at: usize| self.calls[at].turn;
+        known.iter().rev().copied().take_while(move |&at| of(at) >= turn || of(at) == 0).filter(move |&at| of(at) == turn)
+    }
+
+    /// The messages of a turn that are not done, newest first.
+    pub(crate) fn open_messages_of(&self, turn: u32) -> impl Iterator<Item = &MessageState> {
+        let open = self.messages_of(turn).map(|(_, message)| message).filter(|message| !message.done);
+        open.take(self.open_messages) // and no further than the last of them
+    }
+
+    /// Where the messages of a turn stand, newest first, the user's among them.
+    pub(crate) fn messages_of(&self, turn: u32) -> impl Iterator<Item = (usize, &MessageState)> {
+        let messages = self.messages.iter().enumerate().rev();
+        messages.take_while(move |(_, it)| it.turn >= turn || it.turn == 0).filter(move |(_, it)| it.turn == turn)
+    }
+
+    /// Where the calls of a turn stand, newest first.
+    pub(crate) fn calls_of(&self, turn: u32) -> impl Iterator<Item = (usize, &CallState)> {
+        let calls = self.calls.iter().enumerate().rev();
+        calls.take_while(move |(_, it)| it.turn >= turn || it.turn == 0).filter(move |(_, it)| it.turn == turn)
     }
 
     /// Whether a delta's final event has come, so that the log may let the delta go.
@@ -302,9 +328,7 @@ impl State {
     }
 
     fn answer_at(&self) -> Option<usize> {
-        self.messages.iter().rposition(|message| {
-            let of_turn = message.turn == self.turn && message.role != "user" && message.choice.unwrap_or(0) == 0;
-            of_turn && !message.text.is_empty()
-        })
+        let answers = |message: &MessageState| message.role != "user" && message.choice.unwrap_or(0) == 0;
+        self.messages_of(self.turn).find(|(_, message)| answers(message) && !message.text.is_empty()).map(|(at, _)| at)
     }
 }
