@@ -137,6 +137,12 @@ async def listening(port: int) -> None:
     await until(is_up)
 
 
+def is_reset(connection: Any) -> bool:
+    """Whether the other end has reset a connection that nobody reads: the kernel knows (TCP_CLOSE)."""
+    state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state[0] == 7
+
+
 def frozen(base: str, path: str) -> socket.socket:
     """A client that asks for a stream and takes as little of it as the kernel lets it."""
     url = httpx.URL(base)

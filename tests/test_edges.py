@@ -7,6 +7,7 @@ sees it. test_house.py counts the numbers.
 import asyncio
 import json
 import re
+import sqlite3
 import sys
 import threading
 import time
@@ -691,8 +692,6 @@ async def test_edge_58_what_could_not_be_stored_nobody_sees(client: Client, tmp_
 
 
 async def test_edge_58_a_store_that_takes_nothing_is_a_503(client: Client, tmp_path: Path) -> None:
-    import sqlite3
-
     session = client.open(endless, store=f"sqlite:///{tmp_path}/runs.db?lease_s=1")
     with closing(sqlite3.connect(tmp_path / "runs.db")) as file:
         file.execute("CREATE TRIGGER no BEFORE INSERT ON blocks BEGIN SELECT RAISE(ABORT, 'no'); END")
@@ -706,6 +705,27 @@ async def test_edge_58_a_store_that_takes_nothing_is_a_503(client: Client, tmp_p
     assert (status, body["turn"]) == (202, 1)
     assert (await client.post("/s/cancel", {}))[0] == 202
     assert seqs(await client.events()) == [1, 2]
+
+
+async def test_an_event_source_outlives_a_store_that_is_away(client: Client, tmp_path: Path) -> None:
+    """Whose sessions are not in memory, as after a restart: a 503 would end it for good."""
+    file = tmp_path / "runs.db"
+    with ts.Hub(f"sqlite:///{file}").session("kept").turn("x") as turn:
+        turn.emit("text_delta", text="kept")
+    client.open(store=f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("ALTER TABLE sessions RENAME TO away")
+        other.commit()
+        url = f"{client.base}/sessions/kept/events"
+        refused = await client.http.get(url)
+        assert (refused.status_code, refused.json()["error"]["code"][:5]) == (503, "store")
+        sent_away = await client.http.get(url, headers={"accept": "text/event-stream"})
+        assert (sent_away.status_code, sent_away.content[:7]) == (200, b"retry: ")
+        (close,) = parse(sent_away.content)
+        assert (close.event, close.data["reason"]) == ("stream_close", refused.json()["error"]["code"])
+        other.execute("ALTER TABLE away RENAME TO sessions")
+        other.commit()
+    assert text(parse((await client.http.get(url, headers={"accept": "text/event-stream"})).content)) == "kept"
 
 
 async def test_edge_59_who_leaves_in_silence_is_gone_at_once(client: Client) -> None:

@@ -210,7 +210,7 @@ async def test_what_a_chat_asks_beside_its_messages(serve: Serve, hub: ts.Hub) -
             assert [choice.index for choice in ends] == [0, 1], "each choice ends once"
             refusals = [choice.delta.refusal or "" for chunk in chunks for choice in chunk.choices if choice.index == 1]
             assert "".join(refusals) == "but no more"
-        wrongs: list[Body] = [{"n": "two"}, {"stream_options": []}]
+        wrongs: list[Body] = [{"n": "two"}, {"n": 0}, {"n": -1}, {"n": 129}, {"stream_options": []}]
         for wrong in wrongs:
             with pytest.raises(openai.BadRequestError) as refused:
                 await api.chat.completions.create(**chat("x", **wrong))

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from support import AT_ONCE_S, PATIENCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
+from websockets.asyncio.client import connect
 
 import turnstream as ts
 from turnstream._native import write_batch
@@ -63,6 +64,21 @@ async def test_leaving_may_cancel(serve: Serve, hub: ts.Hub, http: httpx.AsyncCl
     await until(lambda: session.status()["state"] == "cancelled")
     assert (session.result() or {})["reason"] == "disconnected"
     assert hub.find("unread").status()["state"] == "running"
+
+
+@pytest.mark.parametrize("path", ["/sessions/s/ws", "/ai-sdk/ws"])
+async def test_leaving_a_socket_may_cancel(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, path: str) -> None:
+    base = serve(app(hub, endless, policy=Policy(on_disconnect="cancel")))
+    await http.post(f"{base}/sessions", json={"input": 1, "session_id": "s"})
+    session = hub.find("s")
+    async with connect(f"ws{base[4:]}{path}", proxy=None) as client:
+        if path == "/ai-sdk/ws":
+            await client.send('{"type":"resume","requestId":"r","id":"s"}')
+        await client.recv()
+        await until(lambda: session.statistics()["readers"] == 1)
+        assert session.status()["state"] == "running"
+    await until(lambda: session.status()["state"] == "cancelled")
+    assert (session.result() or {})["reason"] == "disconnected"
 
 
 async def test_who_comes_back_within_the_grace_keeps_the_turn(

@@ -19,7 +19,8 @@ from turnstream._native import FrameReader
 from turnstream.asgi.ai_sdk import running_chat, start_chat
 from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, parse_object
 from turnstream.asgi.route import Route
-from turnstream.asgi.websocket import NOT_TEXT, REFUSED, TOO_BIG, Farewell, check_origin, first_of, part
+from turnstream.asgi.streams import Open
+from turnstream.asgi.websocket import NOT_TEXT, PACE, TOO_BIG, Farewell, check_origin, first_of, part, until_stuck
 from turnstream.errors import TurnstreamError
 
 if TYPE_CHECKING:
@@ -45,20 +46,20 @@ class ChatSocket:
         self._stuck = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send = send
+        self._send, self._now = send, asyncio.get_running_loop().time
         farewell: Farewell | None = None
         try:
             await receive()
             with suppress(OSError):  # the client has left (ASGI 2.4)
                 await send({"type": "websocket.accept"})
-                farewell = await first_of(self._listen(receive), self._until_stuck())
+                farewell = await first_of(self._listen(receive), until_stuck(self._stuck))
         finally:
             following = [*self._following.values()]
             for task in following:
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
         if farewell is not None:
-            await part(farewell, scope, send, self._app.streams)
+            await part(farewell, scope, send)
 
     # in
 
@@ -73,11 +74,7 @@ class ChatSocket:
             if len(text) > self._app.max_body_bytes:
                 return Farewell(TOO_BIG, f"a frame is at most {self._app.max_body_bytes} long")
             await self._take(text)
-            await asyncio.sleep(0)  # as in EventSocket
-
-    async def _until_stuck(self) -> Farewell:
-        await self._stuck.wait()
-        return Farewell(REFUSED, "write_deadline")
+            await asyncio.sleep(0)  # see PACE
 
     async def _take(self, text: str) -> None:
         request_id = ""  # a client knows none of that name, and takes no notice
@@ -97,8 +94,10 @@ class ChatSocket:
                 raise HTTPError(409, "busy", why, parameter="requestId")
         except HTTPError as error:
             try:
-                await self._say("error", request_id, errorText=str(error))
+                async with asyncio.timeout(self._app.policy.write_timeout_s):
+                    await self._say("error", request_id, errorText=str(error))
             except TimeoutError:
+                self._app.streams.count_cut(self._scope["path"], "took no refusal in time")
                 self._stuck.set()
             return
         task = asyncio.create_task(self._answer(request_id, frame))
@@ -108,18 +107,16 @@ class ChatSocket:
     # out
 
     async def _answer(self, request_id: str, frame: dict[str, Any]) -> None:
-        try:
+        with suppress(OSError):  # the client has left (ASGI 2.4)
             try:
                 await self._follow(request_id, frame)
             except (HTTPError, TurnstreamError) as error:
                 await self._say("error", request_id, errorText=str(error))
-            except (OSError, TimeoutError):
+            except OSError:
                 raise
             except Exception:
                 log.exception("a frame of an AI SDK socket")
                 await self._say("error", request_id, errorText="the server failed; its log says how")
-        except (OSError, TimeoutError):  # the client has left (ASGI 2.4), or is stuck
-            self._stuck.set()
 
     async def _follow(self, request_id: str, frame: dict[str, Any]) -> None:
         app = self._app
@@ -140,22 +137,30 @@ class ChatSocket:
             session = running
             await self._say("start", request_id)
         reader = session.frames(cursor, format="ai-sdk", heartbeat_s=0)
-        with app.streams.opened(reader, session):
+        with app.streams.opened(reader, session, on_stuck=self._stuck.set) as stream:
             number, head = 0, f'{{"type":"chunk","requestId":{json.dumps(request_id)}'
             async for chunk in _chunks(reader):
                 if chunk == "[DONE]":
                     await self._say("end", request_id)
                     return
-                await self._say_json(f'{head},"sequence":{number},"chunk":{chunk}}}')
+                await self._say_json(f'{head},"sequence":{number},"chunk":{chunk}}}', stream)
                 number += 1
+                if number % PACE == 0:
+                    await asyncio.sleep(0)
         raise HTTPError(503, "cut", "the server has ended the stream before its end")
 
     async def _say(self, kind: str, request_id: str, **fields: Any) -> None:
         await self._say_json(json.dumps({"type": kind, "requestId": request_id, **fields}, separators=(",", ":")))
 
-    async def _say_json(self, text: str) -> None:
-        async with self._sending, asyncio.timeout(self._app.policy.write_timeout_s):
-            await self._send({"type": "websocket.send", "text": text})
+    async def _say_json(self, text: str, stream: Open | None = None) -> None:
+        async with self._sending:
+            if stream is not None:
+                stream.sending = self._now()
+            try:
+                await self._send({"type": "websocket.send", "text": text})
+            finally:
+                if stream is not None:
+                    stream.sending = 0.0
 
 
 async def _chunks(reader: FrameReader) -> AsyncIterator[str]:

@@ -53,3 +53,9 @@ def cut(connections: Collection[Ends]) -> Set[Ends]:
                 connection.shutdown(socket.SHUT_RDWR)
                 found.add((client, server))
     return found
+
+
+def reset(scope: Any) -> None:
+    """Resets a request's connection, where its server says which one it is."""
+    if (ends := ends_of(scope)) is not None:
+        cut({ends})

@@ -28,6 +28,9 @@ Format = Literal["openai-chat", "openai-responses"]
 
 _RESPONSE_ID = re.compile(r"resp_(?P<session_id>.+)_(?P<cursor>(?P<epoch>[a-z0-9]+)_[0-9]{1,19})")
 
+MAX_CHOICES = 128
+"""The most answers that one request may ask for, as at OpenAI. How many there are is the agent's to say."""
+
 _NO_RETRY = {"x-should-retry": "false"}
 """Tells OpenAI's SDKs, which repeat a 500, that the run is over: each repetition would be another one."""
 
@@ -143,6 +146,8 @@ async def _read(request: Request, content: str, kinds: type | tuple[type, ...]) 
         value = body.get(name)
         if not (isinstance(value, kind) if value is not None else not required) or (required and not value):
             raise HTTPError(400, "invalid_value", f"{name} is missing or not of its type", parameter=name)
+    if body.get("n") is not None and not 1 <= body["n"] <= MAX_CHOICES:
+        raise HTTPError(400, "invalid_value", f"n is from 1 to {MAX_CHOICES}", parameter="n")
     return body
 
 

@@ -18,6 +18,8 @@ from turnstream.asgi.http import (
     with_idempotency_key,
 )
 from turnstream.asgi.route import Route
+from turnstream.asgi.stream import SentAway, StreamQuery, is_event_source
+from turnstream.errors import StoreError
 
 if TYPE_CHECKING:
     from turnstream.asgi.app import App
@@ -79,7 +81,12 @@ async def start_turn(app: "App", request: Request) -> ASGIApp:
 
 async def events(app: "App", request: Request) -> ASGIApp:
     """200 with the stream, 204 when nothing can follow the cursor; see EventStream."""
-    return app.stream(await app.find(request))
+    try:
+        return app.stream(await app.find(request))
+    except StoreError as error:  # it may be back in a moment
+        if not is_event_source(request.scope, StreamQuery.of(request.scope).format):
+            raise
+        return SentAway(error.code)
 
 
 async def messages(app: "App", request: Request) -> ASGIApp:

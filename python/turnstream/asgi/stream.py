@@ -23,9 +23,6 @@ Format: TypeAlias = Literal["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "
 Deltas: TypeAlias = Literal["merged", "exact"]
 OnTrim: TypeAlias = Literal["snapshot", "fail"]
 
-_FULL = {"type": "stream_close", "reason": "too_many_readers", "retry_ms": RETRY_MS}
-_FULL_FRAME = f"retry: {RETRY_MS}\nevent: stream_close\ndata: {json.dumps(_FULL, separators=(',', ':'))}\n\n".encode()
-
 _COMMON: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold the frames back
@@ -140,7 +137,9 @@ class EventStream:
         try:
             query = self._query or StreamQuery.of(scope)
             if self._streams.is_full(self._session.id):
-                await _refuse(query, scope, receive, send)
+                away = too_many_readers()
+                refusal = SentAway(away.code) if is_event_source(scope, query.format) else Answer.error(away)
+                await refusal(scope, receive, send)
                 return
             reader = self._open(query)
         except HTTPError as error:
@@ -190,14 +189,26 @@ class EventStream:
             raise HTTPError.of(error) from error
 
 
-async def _refuse(query: StreamQuery, scope: Scope, receive: Receive, send: Send) -> None:
-    """An EventSource gives up for good on any status but 200: it is let in and sent away, to come back later."""
-    if query.format == "sse" and "text/event-stream" in header(scope, b"accept"):
+class SentAway:
+    """An event stream that says why it ends at once, and when to come back: an EventSource gives up for good on any
+    status but 200."""
+
+    __slots__ = ("_frame",)
+
+    def __init__(self, reason: str) -> None:
+        close = {"type": "stream_close", "reason": reason, "retry_ms": RETRY_MS}
+        data = json.dumps(close, separators=(",", ":"))
+        self._frame: bytes = f"retry: {RETRY_MS}\nevent: stream_close\ndata: {data}\n\n".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(OSError):
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS["sse"]]})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else _FULL_FRAME})
-        return
-    await Answer.error(too_many_readers())(scope, receive, send)
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else self._frame})
+
+
+def is_event_source(scope: Scope, format: Format) -> bool:
+    """Whether who asks takes server-sent events, ours, and so a status but 200 for the end of all."""
+    return format == "sse" and "text/event-stream" in header(scope, b"accept")
 
 
 async def _close_on_disconnect(receive: Receive, reader: FrameReader) -> None:

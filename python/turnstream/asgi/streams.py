@@ -11,7 +11,7 @@ reads is told, and no stream lasts longer than DRAIN_S + LAST_S.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from typing import Any, Protocol, Self, cast
 
@@ -45,13 +45,22 @@ class Closable(Protocol):
 class Open:
     """One open stream. Among its loop's while it is entered: a class, as a generator would stay for as long as it."""
 
-    __slots__ = ("_linger_s", "_of", "drains", "principal", "reader", "scope", "sending", "session", "task")
+    __slots__ = ("_linger_s", "_of", "drains", "on_stuck", "principal", "reader", "scope", "sending", "session", "task")
 
     def __init__(
-        self, of: "Streams", reader: Closable, session: Session, *, scope: Scope | None, drains: bool, linger_s: float
+        self,
+        of: "Streams",
+        reader: Closable,
+        session: Session,
+        *,
+        scope: Scope | None,
+        drains: bool,
+        linger_s: float,
+        on_stuck: Callable[[], None] | None,
     ) -> None:
         self._of = of
         self._linger_s = linger_s
+        self.on_stuck: Callable[[], None] | None = on_stuck
         self.reader: Closable = reader
         self.task: asyncio.Task[Any] = cast("asyncio.Task[Any]", asyncio.current_task())
         self.session: Session = session
@@ -98,10 +107,12 @@ class Streams:
         scope: Scope | None = None,
         drains: bool = False,
         linger_s: float = 0.0,
+        on_stuck: Callable[[], None] | None = None,
     ) -> Open:
         """Keeps the current task and its reader while inside. `drains`: its close sends what is ready. `linger_s`: its
-        end is a client's leaving only after so long, as of a poll, which another one follows."""
-        return Open(self, reader, session, scope=scope, drains=drains, linger_s=linger_s)
+        end is a client's leaving only after so long, as of a poll, which another one follows. `on_stuck`: cuts the
+        client, by other means than its connection's reset."""
+        return Open(self, reader, session, scope=scope, drains=drains, linger_s=linger_s, on_stuck=on_stuck)
 
     def _enter(self, stream: Open) -> None:
         session = stream.session
@@ -187,19 +198,19 @@ class Streams:
         ends = {stream: ends_of(stream.scope) if stream.scope else None for stream in stuck}
         found = cut({each for each in ends.values() if each is not None})
         for stream in stuck:
-            self.cut += 1
+            self.count_cut(f"session {stream.session.id}", why)
             stream.sending = 0.0
-            log.warning("session %s: a client %s and is cut; it may resume by its cursor", stream.session.id, why)
+            if stream.on_stuck is not None:
+                stream.on_stuck()
+                continue
             stream.reader.close()
             if ends[stream] not in found:  # the server then does with the connection what it can
                 stream.task.cancel()
 
-    def reset(self, scope: Scope) -> None:
-        """Cuts a socket whose client takes nothing, not even the reason."""
+    def count_cut(self, whose: str, why: str) -> None:
+        """Counts and logs a client that is cut."""
         self.cut += 1
-        log.warning("%s: a client took nothing in time and is cut; it may resume by its cursor", scope["path"])
-        if (ends := ends_of(scope)) is not None:
-            cut({ends})
+        log.warning("%s: a client %s and is cut; it may resume by its cursor", whose, why)
 
     # the end
 

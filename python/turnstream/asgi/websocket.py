@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from turnstream._native import FrameReader, Session
+from turnstream.asgi.cut import reset
 from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object, text_field
 from turnstream.asgi.route import Route
 from turnstream.asgi.stream import StreamQuery
-from turnstream.asgi.streams import Streams
 from turnstream.errors import CursorExpired, TurnstreamError
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 CLOSE_S = 1.0
 """How long a farewell may take."""
+
+PACE = 16
+"""After so many frames the other tasks have their turn: while there is room, a server's `send` suspends nobody, nor
+does its `receive` while frames are there. 100,000 events in a row held all others up for seconds."""
 
 ENDED, GOING_AWAY, NOT_TEXT, REFUSED, TOO_BIG = 1000, 1001, 1003, 1008, 1009
 """Close codes (RFC 6455, section 7.4.1)."""
@@ -57,22 +61,21 @@ class EventSocket:
         self._next: FrameReader | None = None
         self._closing = False
         self._sending = asyncio.Lock()
+        self._stuck = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._send = send
+        self._send, self._now = send, asyncio.get_running_loop().time
         farewell: Farewell | None = None
         try:
             await receive()
-            with (
-                self._app.streams.opened(self, self._session, drains=True),
-                suppress(OSError),
-            ):  # OSError: the client has left (ASGI 2.4)
+            opened = self._app.streams.opened(self, self._session, drains=True, on_stuck=self._stuck.set)
+            with opened as self._stream, suppress(OSError):  # OSError: the client has left (ASGI 2.4)
                 await send({"type": "websocket.accept"})
-                farewell = await first_of(self._write(), self._listen(receive))
+                farewell = await first_of(self._write(), self._listen(receive), until_stuck(self._stuck))
         finally:
             self.close()
         if farewell is not None:
-            await part(farewell, scope, send, self._app.streams)
+            await part(farewell, scope, send)
 
     def close(self) -> None:
         """Ends the stream, and with it the socket. A second call does nothing."""
@@ -85,12 +88,9 @@ class EventSocket:
 
     async def _write(self) -> Farewell:
         while True:
-            try:
-                async for lines in self._reader:
-                    await self._say_each(lines)
-                    del lines  # up to 64 KiB, which would stay until the next event
-            except TimeoutError:
-                return Farewell(REFUSED, "write_deadline")
+            async for lines in self._reader:
+                await self._say_each(lines)
+                del lines  # up to 64 KiB, which would stay until the next event
             if self._closing:
                 await self._say_the_rest()
                 return Farewell(GOING_AWAY, "shutting_down")
@@ -101,7 +101,7 @@ class EventSocket:
     async def _say_the_rest(self) -> None:
         """What was logged before the close: the completion of a turn that the server's stop has cancelled."""
         query = self._query._replace(after=self._reader.cursor, follow="none")
-        with suppress(TimeoutError, TurnstreamError):
+        with suppress(TurnstreamError):
             async for lines in self._open(query):
                 for line in lines.split(b"\n")[:-1]:
                     if not line.startswith(_STREAM_OPEN):
@@ -109,12 +109,18 @@ class EventSocket:
             await self._say(_CLOSING)
 
     async def _say_each(self, lines: bytes) -> None:
-        for line in lines.split(b"\n")[:-1]:
+        for number, line in enumerate(lines.split(b"\n")[:-1]):
             await self._say(line.decode())
+            if number % PACE == PACE - 1:
+                await asyncio.sleep(0)
 
     async def _say(self, text: str) -> None:
-        async with self._sending, asyncio.timeout(self._app.policy.write_timeout_s):
-            await self._send({"type": "websocket.send", "text": text})
+        async with self._sending:
+            self._stream.sending = self._now()
+            try:
+                await self._send({"type": "websocket.send", "text": text})
+            finally:
+                self._stream.sending = 0.0
 
     # in
 
@@ -129,13 +135,9 @@ class EventSocket:
             if len(text) > self._app.max_body_bytes:
                 return Farewell(TOO_BIG, f"a frame is at most {self._app.max_body_bytes} long")
             reply, farewell = await self._answer(text)
-            try:
-                await self._say(json.dumps(reply, ensure_ascii=False, separators=(",", ":")))
-            except TimeoutError:
-                return Farewell(REFUSED, "write_deadline")
+            await self._say(json.dumps(reply, ensure_ascii=False, separators=(",", ":")))
             if farewell is not None:
                 return farewell
-            # A server that has the next frame, and room for the reply, suspends nobody: a flood would stop all others.
             await asyncio.sleep(0)
 
     async def _answer(self, text: str) -> tuple[dict[str, Any], Farewell | None]:
@@ -205,14 +207,19 @@ class EventSocket:
             raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
 
 
-async def part(farewell: Farewell, scope: Scope, send: Send, streams: Streams) -> None:
+async def until_stuck(stuck: asyncio.Event) -> Farewell:
+    await stuck.wait()
+    return Farewell(REFUSED, "write_deadline")
+
+
+async def part(farewell: Farewell, scope: Scope, send: Send) -> None:
     """Closes a socket; one whose client does not take even that is reset, or its connection would stay for ever."""
     with suppress(OSError):
         try:
             async with asyncio.timeout(CLOSE_S):
                 await send({"type": "websocket.close", "code": farewell.code, "reason": farewell.reason})
         except TimeoutError:
-            streams.reset(scope)
+            reset(scope)
 
 
 async def first_of(*works: Awaitable[Farewell | None]) -> Farewell | None:
