@@ -713,6 +713,21 @@ async def test_create(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> Non
     assert (await get_events(http, base, kept["session_id"], follow="none"))[1].data["data"] == {"k": 1}
 
 
+async def test_who_comes_second_leaves_the_session_to_the_first(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests make one session in two processes: who finds the other's turn running takes nothing away."""
+
+    async def start(session: ts.Session, **_: Any) -> None:
+        raise ts.TurnActive(f"session {session.id}: turn 1 is running")
+
+    application = app(hub, agent=lambda turn: None)
+    monkeypatch.setattr(application._runner, "start", start)
+    made = await http.post(f"{serve(application)}/sessions", json={"session_id": "s", "input": "hi"})
+    assert (made.status_code, made.json()["error"]["code"]) == (409, "turn_active")
+    assert hub.find("s").head == 0
+
+
 async def test_delete_cancels_and_ends_the_readers(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     stopped = Gate()
 
@@ -782,6 +797,7 @@ async def test_malformed_cursors(serve: Serve, hub: ts.Hub, http: httpx.AsyncCli
         (b'{"input": null}', 422, "bad_body"),
         (b'{"input": 1, "client_id": 7}', 422, "bad_body"),
         (b'{"input": 1, "client_id": ""}', 422, "bad_body"),
+        (b'{"input": 1, "client_id": "\\ud800"}', 422, "bad_body"),  # half a character
         (b'{"input": "' + b"x" * 2000 + b'"}', 413, "body_too_long"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -247,3 +248,14 @@ def test_serve_serves_a_hub_and_watch_follows_it(tmp_path: Path) -> None:
 )
 def test_serve_says_what_is_wrong_with_its_target(target: str, said: str, tmp_path: Path) -> None:
     assert said in one_line(turnstream("serve", target, cwd=tmp_path, env={**os.environ, "COLUMNS": "200"}))
+
+
+def test_an_address_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import turnstream as ts\nhub = ts.Hub()\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = turnstream("serve", "mine:hub", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
+    assert (done.returncode, b"already in use" in done.stderr) == (1, True)
+
+
+def test_a_model_without_its_server_is_refused() -> None:
+    assert "the address of its server" in one_line(turnstream("demo", "--model", "m", "--port", "0"))

@@ -312,6 +312,21 @@ async def test_litestar(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> N
         await whole_and_resumed(http, url, session)
 
 
+@pytest.mark.parametrize("root", ["/", "/api"])
+async def test_litestar_at_a_root(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, root: str) -> None:
+    litestar = pytest.importorskip("litestar")
+    inner = app(hub)
+
+    @litestar.asgi(root, is_mount=True, copy_scope=True)  # type: ignore[untyped-decorator, unused-ignore]
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    base = serve(litestar.Litestar([mounted], lifespan=[inner.lifespan]))
+    made = await http.post(f"{base}{root.rstrip('/')}/sessions", json={})
+    assert made.status_code == 201
+    assert (await http.get(base + made.headers["location"])).json()["session_id"] == made.json()["session_id"]
+
+
 async def test_bare_asgi(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
     session = finished(hub)
 

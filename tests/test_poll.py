@@ -116,6 +116,28 @@ async def test_what_is_gone_is_told_by_a_snapshot_or_410(serve: Serve, http: htt
     assert (ahead["status"], ahead["cursor"]) == ("ahead", session.cursor)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+async def test_a_page_that_ends_in_a_gap_stands_behind_it(serve: Serve, http: httpx.AsyncClient, limit: int) -> None:
+    hub = ts.Hub(limits=ts.Limits(max_events=12))
+    session = hub.session("s")
+    for _ in range(4):
+        with session.turn() as turn:
+            for _ in range(4):
+                turn.emit("text_delta", text="x")
+    base, cursor, seen = serve(app(hub)), f"{session.epoch}.1", list[Any]()
+    for _ in range(50):
+        page = await poll(http, base, after=cursor, limit=limit, wait_s=0, follow="none")
+        seen += page["events"]
+        cursor = page["cursor"]
+        if page["ended"]:
+            break
+    assert cursor == session.cursor
+    assert [event["type"] for event in seen].count("snapshot") == 1
+    gaps = [(event["first"], event["last"]) for event in seen if event["type"] == "gap"]
+    assert gaps
+    assert len(gaps) == len(set(gaps))
+
+
 @pytest.mark.parametrize("wait_s", ["x", "-1", "nan", "inf", ""])
 async def test_a_wait_that_is_none_is_refused(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, wait_s: str) -> None:
     finished(hub)

@@ -6,6 +6,7 @@ import pickle
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -769,3 +770,28 @@ def test_a_remote_emitter_is_picklable_and_counts_where_it_goes() -> None:
 class PicklableSink(Sink):
     def __reduce__(self) -> Any:
         return PicklableSink, ()
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("made_with", [True, False])
+async def test_the_sessions_metadata_outlive_the_beginning_of_its_log(
+    tmp_path: Path, store: str, made_with: bool
+) -> None:
+    """What has left the memory comes from the store, for which nobody may wait on the loop's thread."""
+    hub = ts.Hub(store if store == "memory" else f"sqlite:///{tmp_path}/runs.db", ts.Limits(max_events=20))
+    session, said = hub.session("s"), {"enable_remote_stream": True}
+    if made_with:
+        session.emitter()("custom", name="session_metadata", data=said)  # as `POST /sessions` without an input does
+
+    def work(emit: Any, _input: Any) -> str:
+        for number in range(30):
+            emit("custom", name="filler", data=number)
+        return "done"
+
+    for number in range(1, 4):
+        with session.turn(metadata=None if made_with or number > 1 else said) as turn:
+            turn.complete(await ts.remote.agent(work)(turn))
+        assert session.status()["remote"]["asked"] == "on"
+        result = session.result()
+        assert result is not None
+        assert (result["turn"], result["status"]) == (number, "completed")

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from redis_servers import redis_server
 from support import PATIENCE_S, frames, line, python, running, tell
+from websockets.asyncio.client import connect
 
 import turnstream as ts
 from turnstream.asgi import app
@@ -230,6 +231,20 @@ async def test_a_cancel_reaches_the_other_process(url: str) -> None:
     result = hub.find("s").result()
     assert result is not None
     assert (result["status"], result["reason"]) == ("cancelled", "enough")
+
+
+async def test_a_socket_cancels_the_turn_of_another_process(serve: Callable[..., str], url: str) -> None:
+    hub = ts.Hub(url)
+    with python(ASKED, url) as writer:
+        assert line(writer) == "running"
+        at = serve(app(hub)).replace("http", "ws", 1) + "/sessions/s/ws"
+        async with asyncio.timeout(PATIENCE_S), connect(at, proxy=None) as client:
+            await client.send('{"type": "cancel", "reason": "enough"}')
+            seen = [json.loads(await client.recv())]
+            while seen[-1]["type"] != "completion":
+                seen.append(json.loads(await client.recv()))
+        assert not any("error" in frame for frame in seen if frame["type"] == "reply")
+        assert (seen[-1]["status"], seen[-1]["reason"]) == ("cancelled", "enough")
 
 
 def test_a_full_store_refuses_with_its_reason_and_keeps_what_it_has(tmp_path: Path) -> None:

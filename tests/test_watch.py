@@ -125,10 +125,18 @@ def test_a_refusal_is_one_line(server: ScriptedServer, parts: list[Any], status:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"turnstream: {said.format(url=url)}\n")
 
 
-@pytest.mark.parametrize("url", ["nothing", "ftp://h/s", "http://"])
+@pytest.mark.parametrize("url", ["nothing", "ftp://h/s", "http://", "http://[h/s"])
 def test_a_url_that_is_none_is_one_line(url: str) -> None:
     done = watch(url)
     assert done.returncode == 1
+    assert done.stderr.startswith("turnstream: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_header_that_cannot_be_sent_is_one_line(server: ScriptedServer) -> None:
+    server.script("/sessions/s/events", [b""])
+    done = watch(server.url + "/sessions/s", "--header", "no header: x")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("turnstream: ")
     assert done.stderr.count("\n") == 1
 

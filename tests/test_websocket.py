@@ -145,6 +145,9 @@ async def test_the_cursor_moves_in_mid_run(serve: Serve, hub: ts.Hub) -> None:
         ('{"type":["input"]}', "bad_frame"),
         ('{"type":"input"}', "bad_frame"),
         ('{"type":"input","input":1,"client_id":5}', "bad_body"),
+        ('{"type":"input","input":1,"client_id":"\\ud800"}', "bad_body"),
+        ('{"type":"none","id":"\\ud800"}', "bad_frame"),  # half a character
+        ('{"type":"cursor","after":"\\ud800"}', "malformed_cursor"),
         ('{"type":"cursor","after":"x"}', "malformed_cursor"),
         ('{"type":"cursor","after":{"a":1}}', "malformed_cursor"),
         ('{"type":"cursor","follow":"me"}', "bad_query"),
@@ -229,7 +232,8 @@ async def test_a_page_of_another_origin_opens_no_socket(serve: Serve, hub: ts.Hu
     finished(hub)
     base = serve(app(hub))
     same, path = base, "/sessions/s/ws?follow=none"
-    for origin in ("https://evil.example", "null", f"http://evil.example@{base[7:]}", base + "0", "http://127.0.0.1"):
+    evil = f"http://evil.example@{base[7:]}"
+    for origin in ("https://evil.example", "null", evil, base + "0", "http://127.0.0.1", "http://[127.0.0.1"):
         assert await refused(base, path, origin=origin) == (403, "origin_refused")
     async with socket(base, path, origin=same) as client:
         assert text(await rest(client)) == "".join(WORDS)

@@ -5,6 +5,7 @@ use std::task::Waker;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3::{PyTraverseError, PyVisit};
+use turnstream_core::event::Payload;
 use turnstream_core::reader::{self as core, Item, Poll};
 
 use super::{Reads, Shared};
@@ -22,7 +23,7 @@ pub struct EventSource {
     reader: core::Reader,
     /// The next one last.
     fetched: Vec<Item>,
-    /// The seq of the last event that was handed out.
+    /// How far what was handed out reaches.
     consumed: u64,
     batch: Option<usize>,
 }
@@ -46,10 +47,13 @@ impl EventSource {
     }
 
     fn hand_out(&mut self, py: Python<'_>, item: Item) -> PyResult<Py<PyAny>> {
-        // Control frames have none.
-        if item.event().seq != 0 {
-            self.consumed = item.event().seq;
-        }
+        self.consumed = match &item.event().payload {
+            // Where history has left the log, the snapshot that follows stands for it: who has the gap alone has not come so far.
+            Payload::Gap(gap) if &*gap.reason == core::EVICTED => gap.last,
+            Payload::Snapshot(snapshot) => snapshot.head,
+            _ if item.event().seq == 0 => self.consumed,
+            _ => item.event().seq,
+        };
         event::wrap(py, item.into_entry())
     }
 }

@@ -11,13 +11,13 @@ import hashlib
 import inspect
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 from turnstream._native import Hub, Session
-from turnstream._run import Agent, Runner
+from turnstream._run import Agent, Runner, Started
 from turnstream.asgi import ag_ui, ai_sdk, ai_sdk_socket, openai, poll, sessions, websocket
 from turnstream.asgi.http import (
     Answer,
@@ -37,7 +37,7 @@ from turnstream.asgi.route import SESSION_ID, SESSION_ID_RULE, Route
 from turnstream.asgi.shutdown import before_stop_signals
 from turnstream.asgi.stream import EventStream, StreamQuery
 from turnstream.asgi.streams import PRINCIPAL, Streams, principal_key
-from turnstream.errors import TurnstreamError, UnknownSession
+from turnstream.errors import Conflict, NotWriter, TurnActive, TurnstreamError, UnknownSession
 
 Auth: TypeAlias = Callable[[Scope], Any]
 """Says who asks, sync or async: None, or anything empty, is a 401, an exception a 403 or what its HTTPError says. The
@@ -144,8 +144,8 @@ class App:
     # the way of a request
 
     async def _answer(self, scope: Scope, receive: Receive) -> ASGIApp | None:
-        # Litestar's mounts end every path in a slash.
-        path = path_below_root(scope).removesuffix("/")
+        # Litestar's mounts end every path in a slash, and the one at the root takes the first.
+        path = "/" + path_below_root(scope).removesuffix("/").removeprefix("/")
         method = scope.get("method", "WS")
         allowed: set[str] = set()
         for pattern, route in _PATTERNS:
@@ -268,31 +268,39 @@ class App:
     async def begin(self, session_id: str | None, body: dict[str, Any]) -> tuple[Session, dict[str, Any]]:
         """A turn in the session of that id, made where there is none: `start`, and a new session where that fails is
         not left behind."""
+        start = self._starter(body)  # what is wrong with the body is said before there is a session
         new = session_id is None or not await self.knows(session_id)
         session = await self.hub.asession(session_id)
         try:
-            started = await self.start(session, body)
+            started = await self._start(session, start)
             if not started["cursor"].startswith(f"{session.epoch}."):
                 session = await self.hub.afind(session.id)
             return session, started
+        except (TurnActive, NotWriter, Conflict):
+            raise  # another request of that id has begun meanwhile, perhaps in another process: the session is its own
         except BaseException:
-            if new and session.head == 0:  # another request of that id may have begun meanwhile
+            if new and session.head == 0:
                 await self.hub.adelete(session.id)
             raise
 
     async def start(self, session: Session, body: dict[str, Any]) -> dict[str, Any]:
         """`{"turn", "cursor"}` of the turn that the body's `input`, `client_id` and `metadata` start."""
+        return await self._start(session, self._starter(body))
+
+    def _starter(self, body: dict[str, Any]) -> Callable[[Session], Awaitable[Started]]:
         if self._runner is None:
             raise HTTPError(501, "no_agent", "this server runs no agent")
         if self.streams.closing:
             raise HTTPError(503, "shutting_down", "the server is shutting down")
-        start = partial(
+        return partial(
             self._runner.start,
             input=body["input"],
             client_id=text_field(body, "client_id"),
             metadata=metadata_field(body),
             principal=PRINCIPAL.get(),
         )
+
+    async def _start(self, session: Session, start: Callable[[Session], Awaitable[Started]]) -> dict[str, Any]:
         try:
             started = await start(session)
         except UnknownSession:  # its store has come back with less, or another life: what there is goes on

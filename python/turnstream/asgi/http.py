@@ -223,9 +223,14 @@ def with_idempotency_key(scope: Scope, body: dict[str, Any]) -> dict[str, Any]:
 
 def text_field(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
-    if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256):
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= 256 and _is_unicode(value)):
         raise HTTPError(422, "bad_body", f"{name} is a text of 1 to 256 characters", parameter=name)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON may escape half of a character, which no UTF-8 can say."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def metadata_field(body: dict[str, Any]) -> Any:

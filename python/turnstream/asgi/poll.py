@@ -63,7 +63,7 @@ class Poll:
             await asyncio.gather(left, return_exceptions=True)
 
     async def _answer(self) -> str:
-        reader, batches = self._reader, self._reader.batches(self._limit)
+        reader, batches = self._reader, self._reader.batches(max(2, self._limit))
         events: list[Event] = []
         ended = more = False
         cursor = reader.cursor
@@ -79,15 +79,19 @@ class Poll:
         except StopAsyncIteration:
             more, ended = False, not self._streams.closing
         texts = [event.json() for event in events]
-        if (taken := _fitting(texts)) < len(texts):
+        if (taken := _fitting(events, texts, self._limit)) < len(texts):
             cursor, more, ended = f"{self._session.epoch}.{_seq(events[taken - 1])}", True, False
         flags = f'"status":"{reader.status}","more":{_json(more)},"ended":{_json(ended)}'
         return f'{{"events":[{",".join(texts[:taken])}],"cursor":"{cursor}",{flags}}}'
 
 
-def _fitting(texts: list[str]) -> int:
-    """How many of these an answer holds: one, however long it is."""
-    return max(1, sum(size <= MAX_BYTES for size in accumulate(map(len, texts))))
+def _fitting(events: list[Event], texts: list[str], limit: int) -> int:
+    """How many of these an answer holds: one, however long it is, and a snapshot with the gap that it stands for."""
+    taken = min(limit, max(1, sum(size <= MAX_BYTES for size in accumulate(map(len, texts)))))
+    match events[taken - 1 : taken + 1]:
+        case [Gap(), Snapshot()]:
+            return taken + 1
+    return taken
 
 
 def _seq(event: Event) -> int | None:

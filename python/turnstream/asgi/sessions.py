@@ -4,7 +4,7 @@ Invariants: 1. a handler gives an ASGI application and sends nothing itself; 2. 
 HTTPError before anything starts.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turnstream._native import Session
 from turnstream.asgi.http import (
@@ -50,8 +50,10 @@ async def create(app: "App", request: Request) -> ASGIApp:
 
 
 def _url(request: Request, session: Session) -> str:
-    path: str = request.scope["path"]
-    return f"{path}/{session.id}" if path.isascii() and path.isprintable() else session.id
+    # As it was sent: a mount may have taken its own part off the other one, and decoded it is no header.
+    raw: bytes | None = request.scope.get("raw_path")
+    path: str = request.scope["path"] if raw is None else raw.decode("latin-1")
+    return f"{path.removesuffix('/')}/{session.id}" if path.isascii() and path.isprintable() else session.id
 
 
 async def list_sessions(app: "App", request: Request) -> ASGIApp:
@@ -106,12 +108,16 @@ async def result(app: "App", request: Request) -> ASGIApp:
 async def cancel(app: "App", request: Request) -> ASGIApp:
     """202 `{"state", "turn"}`, also for a turn that was cancelled before; 409 when it has ended otherwise."""
     session = await app.find(request)
-    reason = text_field(await request.json(), "reason")
-    told = await session.cancel(reason or "cancelled")
+    return Answer(202, await cancel_turn(session, await request.json()))
+
+
+async def cancel_turn(session: Session, body: dict[str, Any]) -> dict[str, Any]:
+    """Stops the running turn, for the `reason` in the body. HTTPError 409 where it had ended otherwise."""
+    told = await session.cancel(text_field(body, "reason") or "cancelled")
     status = session.status()
     if status["state"] != "cancelled" and not told:  # told: another process, which will
         raise HTTPError(409, "turn_ended", "no turn is running", state=status["state"], turn=status["turn"])
-    return Answer(202, {"state": status["state"], "turn": status["turn"]})
+    return {"state": status["state"], "turn": status["turn"]}
 
 
 ROUTES = (

@@ -17,8 +17,9 @@ from urllib.parse import urlencode, urlsplit
 
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.cut import reset
-from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object, text_field
+from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object
 from turnstream.asgi.route import Route
+from turnstream.asgi.sessions import cancel_turn
 from turnstream.asgi.stream import StreamQuery
 from turnstream.errors import CursorExpired, TurnstreamError
 
@@ -135,7 +136,7 @@ class EventSocket:
             if len(text) > self._app.max_body_bytes:
                 return Farewell(TOO_BIG, f"a frame is at most {self._app.max_body_bytes} long")
             reply, farewell = await self._answer(text)
-            await self._say(json.dumps(reply, ensure_ascii=False, separators=(",", ":")))
+            await self._say(json.dumps(reply, separators=(",", ":")))  # ASCII: an `id` may hold half a character
             if farewell is not None:
                 return farewell
             await asyncio.sleep(0)
@@ -170,11 +171,7 @@ class EventSocket:
         return await self._app.start(self._session, frame)
 
     async def _cancel(self, frame: dict[str, Any]) -> dict[str, Any]:
-        await self._session.cancel(text_field(frame, "reason") or "cancelled")
-        status = self._session.status()
-        if status["state"] != "cancelled":
-            raise HTTPError(409, "turn_ended", "no turn is running", state=status["state"], turn=status["turn"])
-        return {"state": "cancelled", "turn": status["turn"]}
+        return await cancel_turn(self._session, frame)
 
     async def _cursor(self, frame: dict[str, Any]) -> dict[str, Any]:
         query = _query(frame, self._query)
@@ -239,7 +236,8 @@ def _query(frame: dict[str, Any], before: StreamQuery) -> StreamQuery:
     known = {name: value for name, value in before._asdict().items() if name != "after"}
     asked = {name: frame.get(name, known.get(name)) for name in StreamQuery._fields}
     said = {name: value for name, value in asked.items() if value is not None}
-    return StreamQuery.of({"query_string": urlencode(said).encode(), "headers": []})  # one place checks
+    text = urlencode(said, errors="replace")
+    return StreamQuery.of({"query_string": text.encode(), "headers": []})  # one place checks
 
 
 def check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
@@ -247,7 +245,10 @@ def check_origin(scope: Scope, origins: frozenset[str] | None) -> None:
     origin = header(scope, b"origin")
     if not origin or (origins is not None and ("*" in origins or origin in origins)):
         return
-    scheme, host = urlsplit(origin)[:2]
+    try:
+        scheme, host = urlsplit(origin)[:2]
+    except ValueError:
+        scheme = host = ""  # of nobody
     port = _DEFAULT_PORTS.get(scheme, "")
     own = header(scope, b"host").lower().removesuffix(port)
     if origins is not None or not own or host.lower().removesuffix(port) != own:

@@ -157,6 +157,8 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except SystemExit as stop:  # uvicorn, which has said why: 3 for an address that is taken
+        raise typer.Exit(1 if stop.code else 0) from None
 
 
 @contextmanager

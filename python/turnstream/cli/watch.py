@@ -47,7 +47,10 @@ def run(url: str, *, after: str | None, follow: str, headers: dict[str, str], gi
 
 def events_url(url: str, follow: str) -> str:
     """The event stream of a session's URL; one that names the stream already is kept, its query too."""
-    scheme, host, path, query, _ = urlsplit(url)
+    try:
+        scheme, host, path, query, _ = urlsplit(url)
+    except ValueError:  # brackets that are no IPv6 address
+        scheme = host = path = query = ""
     if scheme not in ("http", "https") or not host:
         raise Refused(f"{url!r}: expected http://host/prefix/sessions/ID")
     if not path.rstrip("/").endswith("/events"):
@@ -92,6 +95,8 @@ class Follower:
                     why = "the server ended the stream"
                 except _Over:
                     return
+                except (httpx.LocalProtocolError, httpx.UnsupportedProtocol):
+                    raise  # what was asked for cannot be sent, now or later
                 except (httpx.TransportError, _Busy) as error:
                     why = str(error) or type(error).__name__
                 if time.monotonic() - lost_at > self.give_up_s:

@@ -81,6 +81,8 @@ def run(
     recording cannot be read, TurnstreamError where it is of no known format.
     """
     provider = provider or "auto"
+    if model is not None and base_url is None:
+        raise DemoError("a model's name needs the address of its server")
     if replay is not None and base_url is not None:
         raise DemoError("a demo replays a recording or talks to a server, not both")
     if base_url is not None:

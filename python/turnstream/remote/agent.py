@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self
 
-from turnstream._native import Session, Turn, TurnStart, compose
+from turnstream._native import Custom, Session, Turn, TurnStart, compose
 from turnstream._run import call_in_thread
 from turnstream.errors import ProducerLost
 from turnstream.remote.decision import Decision, decide
@@ -78,7 +78,7 @@ def agent(
 
     async def run(turn: Turn) -> str | None:
         session = turn.session
-        metadata = _metadata(session, turn)
+        metadata = await _metadata(session, turn)
         mode = permission_mode
         if mode is None and isinstance(said := metadata.get("permission_mode"), str):
             mode = said
@@ -131,14 +131,24 @@ async def _probed(probe: Callable[[], Any]) -> bool:
         return False
 
 
-def _metadata(session: Session, turn: Turn) -> dict[str, Any]:
-    """What came beside the input, with the session's first turn and, over that, with this one."""
-    found: dict[str, Any] = {}
-    for after in (None, turn.cursor):
-        first = next(iter(session.read(after=after, follow="none")), None)
-        if isinstance(first, TurnStart) and isinstance(first.metadata, Mapping):
-            found |= first.metadata
-    return found
+async def _metadata(session: Session, turn: Turn) -> dict[str, Any]:
+    """What the session was made with, or its first turn, and, over that, what came beside this turn's input."""
+    # On the status page: the log may lose its beginning.
+    if (kept := session.status().get("metadata")) is None:
+        kept = await _said(session, None)
+        session.note("metadata", kept)
+    return {**kept, **await _said(session, turn.cursor)}
+
+
+async def _said(session: Session, after: str | None) -> dict[str, Any]:
+    """The metadata in the first event after a cursor. That may have to come from the store."""
+    async with session.read(after=after, follow="none") as events:
+        async for event in events:
+            match event:
+                case TurnStart(metadata=Mapping() as said) | Custom(name="session_metadata", data=Mapping() as said):
+                    return dict(said)
+            break
+    return {}
 
 
 class _Closing:

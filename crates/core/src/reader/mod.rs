@@ -22,6 +22,9 @@ use crate::event::{Context, Event, Gap, Json, Payload, Snapshot};
 use crate::session::{Absent, Entry, History, Pace, Page, Session, SessionError, Ticket};
 use crate::store::StoreError;
 
+/// The reason of a gap where deltas have left the log that the final event behind them covers.
+pub const EVICTED: &str = "evicted";
+
 /// Until when a reader goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Follow {
@@ -299,7 +302,7 @@ impl Reader {
             let last = if past { self.stop } else { seq - 1 };
             if last > self.seq {
                 // Deltas that their final event covers have left from the middle.
-                out.push(self.control(Gap { first: self.seq + 1, last, reason: "evicted".into() }));
+                out.push(self.control(Gap { first: self.seq + 1, last, reason: EVICTED.into() }));
                 self.seq = last;
             }
             if past {
