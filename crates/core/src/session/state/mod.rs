@@ -8,14 +8,11 @@
 mod apply;
 mod json;
 mod limit;
-mod usage;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(crate) use json::error_json;
-pub(super) use json::{key, object};
-pub(crate) use usage::{add_usage, empty_usage};
 
 use crate::event::{CallRef, Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
 
