@@ -11,7 +11,7 @@ pub mod native;
 pub mod openai;
 mod openai_chat;
 mod openai_responses;
-pub mod sse;
+mod sse;
 mod stream;
 mod teller;
 

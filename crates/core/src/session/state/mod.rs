@@ -235,7 +235,7 @@ impl State {
     }
 
     /// The call `id` of exactly this turn and round.
-    pub fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+    fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
         let known = self.call_index.get(id)?;
         known.iter().rev().copied().find(|&at| self.calls[at].turn == turn && self.calls[at].round == round)
     }
