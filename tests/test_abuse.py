@@ -64,12 +64,6 @@ async def service(serve: Serve) -> AsyncIterator[Service]:
     await made.settled()
 
 
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
-
-
 @asynccontextmanager
 async def connection(base: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     url = httpx.URL(base)

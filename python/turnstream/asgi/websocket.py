@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from turnstream._native import FrameReader, Session
 from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object, text_field
 from turnstream.asgi.route import Route
-from turnstream.asgi.stream import StreamQuery
+from turnstream.asgi.stream import StreamQuery, expired
 from turnstream.asgi.streams import Streams
 from turnstream.errors import CursorExpired, TurnstreamError
 
@@ -202,7 +202,7 @@ class EventSocket:
                 limit=query.limit,
             )
         except CursorExpired as error:
-            raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
+            raise expired(error, session) from error
 
 
 async def part(farewell: Farewell, scope: Scope, send: Send, streams: Streams) -> None:
