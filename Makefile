@@ -127,7 +127,7 @@ endif
 rust-doctest:
 	@$(STEP) $@ cargo test --quiet --workspace --locked --doc
 
-# Every interleaving of a few threads, with at most four preemptions each: 2 s after the build; without the bound 30 s.
+# Every interleaving of a few threads, with at most four preemptions each: 2 s after the build.
 rust-loom:
 	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-4} \
 	  $(STEP) $@ cargo test --quiet --locked -p turnstream-core --lib models::

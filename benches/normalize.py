@@ -283,46 +283,34 @@ def openai_chat_4k(scale: Scale) -> Iterator[Group]:
     )
 
 
+def deltas(name: str, provider: str, events: list[bytes], sdk: Side, scale: Scale) -> Iterator[Group]:
+    """One event a read, against the provider's own SDK and a bare typed parse."""
+    chunks = scale.items(CHUNKS)
+    with ExitStack() as stack:
+        yield Group(
+            f"{name}, {chunks} deltas of {sum(map(len, events)) // len(events)} bytes, one event a read",
+            {"cpu": "µs CPU per delta"},
+            [ours(provider, events, chunks), sdk, serde("owned", events, chunks, stack, provider)],
+            [
+                Line(f"{name} → log → SSE, against the {sdk.name}", sdk.name, "turnstream", at_least(50)),
+                floor(f"{name} → log → SSE, over a bare typed parse"),
+            ],
+            scale.rounds(11),
+        )
+
+
 @contextmanager
 def anthropic(scale: Scale) -> Iterator[Group]:
     chunks = scale.items(CHUNKS)
     events = streams.anthropic(chunks)
-    with ExitStack() as stack:
-        yield Group(
-            f"Anthropic messages, {chunks} deltas of {sum(map(len, events)) // len(events)} bytes, one event a read",
-            {"cpu": "µs CPU per delta"},
-            [
-                ours("anthropic", events, chunks),
-                anthropic_sdk(events, chunks),
-                serde("owned", events, chunks, stack, "anthropic"),
-            ],
-            [
-                Line("Anthropic → log → SSE, against the anthropic SDK", "anthropic SDK", "turnstream", at_least(50)),
-                floor("Anthropic → log → SSE, over a bare typed parse"),
-            ],
-            scale.rounds(11),
-        )
+    yield from deltas("Anthropic", "anthropic", events, anthropic_sdk(events, chunks), scale)
 
 
 @contextmanager
 def responses(scale: Scale) -> Iterator[Group]:
     chunks = scale.items(CHUNKS)
     events = streams.openai_responses(chunks)
-    with ExitStack() as stack:
-        yield Group(
-            f"OpenAI responses, {chunks} deltas of {sum(map(len, events)) // len(events)} bytes, one event a read",
-            {"cpu": "µs CPU per delta"},
-            [
-                ours("openai-responses", events, chunks),
-                responses_sdk(events, chunks),
-                serde("owned", events, chunks, stack, "openai-responses"),
-            ],
-            [
-                Line("OpenAI responses → log → SSE, against the openai SDK", "openai SDK", "turnstream", at_least(50)),
-                floor("OpenAI responses → log → SSE, over a bare typed parse"),
-            ],
-            scale.rounds(11),
-        )
+    yield from deltas("OpenAI responses", "openai-responses", events, responses_sdk(events, chunks), scale)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use turnstream_core::clock::now_ms;
 use turnstream_core::event::{Context, Payload};
+use turnstream_core::fold::{Fold, fold_bytes};
 use turnstream_core::provider::{self as core, Options};
-use turnstream_core::session::fold::{Fold, fold_bytes};
 use turnstream_core::session::{Session, SessionError};
 
 use crate::bell::{check_fork, generation};

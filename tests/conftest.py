@@ -14,13 +14,18 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
+
+if TYPE_CHECKING:
+    import httpx
+
+    import turnstream as ts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,6 +150,21 @@ def serve() -> Generator[Callable[..., str]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def hub() -> "ts.Hub":
+    import turnstream as ts
+
+    return ts.Hub()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator["httpx.AsyncClient"]:
+    import httpx
+
+    async with httpx.AsyncClient(timeout=60) as client:
+        yield client
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

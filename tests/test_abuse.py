@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, finished, parse, seqs, until
+from support import finished, parse, seqs, until
 
 import turnstream as ts
 from turnstream.asgi import App, Policy, app
@@ -61,12 +61,6 @@ async def service(serve: Serve) -> AsyncIterator[Service]:
     made = Service(serve)
     yield made
     await made.settled()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
 
 
 @asynccontextmanager

@@ -22,17 +22,6 @@ from turnstream.errors import TurnEnded
 Serve = Callable[..., str]
 
 
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
-
-
 async def get_events(http: httpx.AsyncClient, base: str, session: str = "s", **query: Any) -> list[Seen]:
     response = await http.get(f"{base}/sessions/{session}/events", params=query)
     assert response.status_code == 200, response.text

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,6 @@ from conftest import need_package
 from turnstream.asgi import EventStream, Policy, app
 
 Serve = Callable[..., str]
-
-
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
 
 
 def a_free_port() -> int:

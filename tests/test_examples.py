@@ -2,13 +2,13 @@
 
 import importlib.util
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from types import ModuleType
 
 import httpx
 import pytest
 from scripted import OPENAI_CHAT, ScriptedServer
-from support import PATIENCE_S, parse, text
+from support import parse, text
 
 from conftest import ROOT
 
@@ -25,12 +25,6 @@ def load(name: str) -> ModuleType:
     finally:
         del sys.modules[name]
     return module
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
 
 
 @pytest.mark.parametrize(

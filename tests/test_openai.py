@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -78,17 +78,6 @@ AGENTS = {"answer": answering, "call": calling, "fail": failing}
 
 def agent(turn: ts.Turn) -> None:
     AGENTS[turn.input["model"]](turn)
-
-
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=2 * PATIENCE_S) as client:
-        yield client
 
 
 def client(base: str) -> openai.AsyncOpenAI:

@@ -4,14 +4,14 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support import AT_ONCE_S, PATIENCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
+from support import AT_ONCE_S, Gate, Seen, finished, frames, frozen, parse, seqs, until
 from websockets.asyncio.client import connect
 
 import turnstream as ts
@@ -19,17 +19,6 @@ from turnstream._native import write_batch
 from turnstream.asgi import Policy, Scope, app
 
 Serve = Callable[..., str]
-
-
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
 
 
 async def endless(turn: ts.Turn) -> None:

@@ -1,29 +1,18 @@
 """Long polling and the messages' cursor, over a real socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from support import PATIENCE_S, WORDS, Gate, finished, speak, until
+from support import WORDS, Gate, finished, speak, until
 
 import turnstream as ts
 from turnstream.asgi import Scope, app
 
 Serve = Callable[..., str]
 Answer = dict[str, Any]
-
-
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=2 * PATIENCE_S) as client:
-        yield client
 
 
 async def poll(http: httpx.AsyncClient, base: str, **params: Any) -> Answer:

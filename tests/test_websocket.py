@@ -24,11 +24,6 @@ Serve = Callable[..., str]
 Frame = dict[str, Any]
 
 
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
 @asynccontextmanager
 async def socket(base: str, path: str, **options: Any) -> AsyncGenerator[ClientConnection]:
     async with asyncio.timeout(2 * PATIENCE_S):

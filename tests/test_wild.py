@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import fastapi
@@ -22,17 +22,6 @@ Serve = Callable[..., str]
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])
 
 PATH = "/sessions/s/events"
-
-
-@pytest.fixture
-def hub() -> ts.Hub:
-    return ts.Hub()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
-        yield client
 
 
 async def raw(base: str, request: bytes, *, half_close: bool = False) -> tuple[bytes, bytes]:

@@ -5,7 +5,7 @@
 //! numbered from 1 without holes, so that whoever reads two batches sees a repeat or a gap; 3. a line that is no event
 //! costs itself, not its neighbours.
 
-use crate::event::json::{write_str, write_u64};
+use crate::event::json::{member, object, write_str, write_u64};
 use crate::event::{Event, Field, Json};
 
 /// What every blob begins with; the digit is the form's version.
@@ -118,21 +118,16 @@ impl Header {
     }
 
     fn write(&self, out: &mut Vec<u8>, count: u64, text: impl Fn(&mut Vec<u8>, &str)) {
-        out.extend_from_slice(b"{\"producer\":");
-        write_str(out, &self.producer);
-        for (name, number) in [("first", self.first), ("count", count), ("dropped", self.dropped), ("waited", self.waited)] {
-            out.push(b',');
-            write_str(out, name);
-            out.push(b':');
-            write_u64(out, number);
-        }
-        for name in ["origin", "end"] {
-            out.push(b',');
-            write_str(out, name);
-            out.push(b':');
-            text(out, name);
-        }
-        out.push(b'}');
+        let numbers = [("first", self.first), ("count", count), ("dropped", self.dropped), ("waited", self.waited)];
+        object(out, |out| {
+            member(out, "producer", |out| write_str(out, &self.producer));
+            for (name, number) in numbers {
+                member(out, name, |out| write_u64(out, number));
+            }
+            for name in ["origin", "end"] {
+                member(out, name, |out| text(out, name));
+            }
+        });
     }
 }
 

@@ -11,6 +11,7 @@ pub mod bell;
 pub mod clock;
 pub mod encode;
 pub mod event;
+pub mod fold;
 pub mod frame;
 pub mod provider;
 pub mod queue;

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use common::recordings::{Case, cases, each};
 use serde_json::Value;
 use turnstream_core::event::{Kind, Payload};
+use turnstream_core::fold::{Fold, fold_bytes};
 use turnstream_core::provider::{Normalizer, Options, ProtocolError, READER_ERRORS, providers};
-use turnstream_core::session::fold::{Fold, fold_bytes};
 
 /// Streams judged differently from their oracle: which member, and why. At most 3 % of all, and only where the oracle
 /// itself cannot see, or mixes up, what the provider said.

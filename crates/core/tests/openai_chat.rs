@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use turnstream_core::event::Payload;
+use turnstream_core::fold::{Fold, fold_bytes};
 use turnstream_core::provider::{Normalizer, Options, ProtocolError};
-use turnstream_core::session::fold::{Fold, fold_bytes};
 
 /// Chunks as a server-sent stream with its `[DONE]`.
 fn sse(chunks: &[Value]) -> String {

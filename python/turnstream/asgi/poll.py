@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 from turnstream._native import Event, Gap, Reader, Session, Snapshot
 from turnstream.asgi.http import Answer, ASGIApp, HTTPError, Receive, Request, Scope, Send
 from turnstream.asgi.route import Route
-from turnstream.asgi.stream import StreamQuery
+from turnstream.asgi.stream import StreamQuery, expired
 from turnstream.errors import CursorExpired
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ async def poll(app: "App", request: Request) -> ASGIApp:
     try:
         reader = session.read(query.after, query.follow, deltas=query.deltas, on_trim=query.on_trim)
     except CursorExpired as error:
-        raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
+        raise expired(error, session) from error
     return Poll(app, session, reader, min(query.limit or MAX_EVENTS, MAX_EVENTS), wait_s)
 
 

@@ -85,6 +85,11 @@ class StreamQuery(NamedTuple):
         )
 
 
+def expired(error: CursorExpired, session: Session) -> HTTPError:
+    """410 to a cursor whose tail has left the log: where the log begins and ends now."""
+    return HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor)
+
+
 def _later(query: str, header: str) -> str | None:
     """The cursor to go on from when the URL has one and Last-Event-ID another.
 
@@ -184,7 +189,7 @@ class EventStream:
                 retry_ms=self._retry_ms,
             )
         except CursorExpired as error:
-            raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
+            raise expired(error, session) from error
         except TurnstreamError as error:
             raise HTTPError.of(error) from error
 

@@ -20,7 +20,7 @@ from turnstream.asgi.cut import reset
 from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, header, parse_object
 from turnstream.asgi.route import Route
 from turnstream.asgi.sessions import cancel_turn
-from turnstream.asgi.stream import StreamQuery
+from turnstream.asgi.stream import StreamQuery, expired
 from turnstream.errors import CursorExpired, TurnstreamError
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class EventSocket:
                 limit=query.limit,
             )
         except CursorExpired as error:
-            raise HTTPError.of(error, earliest=session.earliest, head=session.head, cursor=session.cursor) from error
+            raise expired(error, session) from error
 
 
 async def until_stuck(stuck: asyncio.Event) -> Farewell:

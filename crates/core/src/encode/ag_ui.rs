@@ -31,10 +31,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Encoder;
-use super::teller::{
-    Call, Frame, Part, Past, PastCall, Speech, Teller, Turn, Voice, failure, result_text, write_object, write_usage,
-};
-use crate::event::json::write_str;
+use super::teller::{Call, Frame, Part, Past, PastCall, Speech, Teller, Turn, Voice, failure, result_text, write_usage};
+use crate::event::json::{list, write_str};
 use crate::event::{AssistantMessage, Completion, Event, Field, Id, Payload, RoundStart, Status, Text, ToolCall, ToolResult};
 
 /// The words of AG-UI.
@@ -122,7 +120,7 @@ impl Voice for Runs {
 
     fn round_start(&mut self, _: &Turn, round: &RoundStart, out: &mut Vec<u8>) {
         let payload = Payload::from(round.clone());
-        custom(out, "round_start", |out| write_object(out, &payload));
+        custom(out, "round_start", |out| payload.write_object(out));
     }
 
     /// A message's own id for its text, so that its calls find it; the others beside it.
@@ -236,13 +234,13 @@ impl Voice for Runs {
 
     fn choice(&mut self, message: &AssistantMessage, out: &mut Vec<u8>) {
         let payload = Payload::from(message.clone());
-        custom(out, "choice", |out| write_object(out, &payload));
+        custom(out, "choice", |out| payload.write_object(out));
     }
 
     fn usage(&mut self, _: &Turn, _: &mut Vec<u8>) {}
 
     fn other(&mut self, _: &Turn, event: &Event, out: &mut Vec<u8>) {
-        let fields = |out: &mut Vec<u8>| write_object(out, &event.payload);
+        let fields = |out: &mut Vec<u8>| event.payload.write_object(out);
         match &event.payload {
             Payload::StageStart(it) => self.start_step(&it.stage, out),
             Payload::StageEnd(it) => {
@@ -263,17 +261,6 @@ impl Voice for Runs {
             payload => custom(out, payload.kind(), fields),
         }
     }
-}
-
-fn list<T>(out: &mut Vec<u8>, items: &[T], mut write: impl FnMut(&mut Vec<u8>, &T)) {
-    out.push(b'[');
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        write(out, item);
-    }
-    out.push(b']');
 }
 
 /// The conversation as far as it is finished: the client keeps of its own messages those that it finds here again.

@@ -30,7 +30,7 @@
 use serde::Deserialize;
 
 use super::Encoder;
-use super::teller::{Call, Frame, Part, Speech, Teller, Turn, Voice, failure, result_text, write_object, write_usage};
+use super::teller::{Call, Frame, Part, Speech, Teller, Turn, Voice, failure, result_text, write_usage};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{
     AssistantMessage, Completion, Event, Field, FinishReason, Id, Kind, Payload, RoundStart, Status, Text, ToolCall, ToolResult,
@@ -218,7 +218,7 @@ impl Voice for Parts {
 
     fn choice(&mut self, message: &AssistantMessage, out: &mut Vec<u8>) {
         let payload = Payload::from(message.clone());
-        Frame::new(out, "data-choice").text("id", &message.message_id).with("data", |out| write_object(out, &payload)).send();
+        Frame::new(out, "data-choice").text("id", &message.message_id).with("data", |out| payload.write_object(out)).send();
     }
 
     fn usage(&mut self, turn: &Turn, out: &mut Vec<u8>) {
@@ -233,7 +233,7 @@ impl Voice for Parts {
     }
 
     fn other(&mut self, _: &Turn, event: &Event, out: &mut Vec<u8>) {
-        let fields = |out: &mut Vec<u8>| write_object(out, &event.payload);
+        let fields = |out: &mut Vec<u8>| event.payload.write_object(out);
         let transient = |out: &mut Vec<u8>, kind| Frame::new(out, kind).with("data", fields).flag("transient", true).send();
         let source = |out: &mut Vec<u8>| {
             out.extend_from_slice(b"\"source-");

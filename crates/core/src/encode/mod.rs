@@ -11,7 +11,7 @@ pub mod native;
 pub mod openai;
 mod openai_chat;
 mod openai_responses;
-pub mod sse;
+mod sse;
 mod stream;
 mod teller;
 
@@ -64,13 +64,16 @@ pub trait Encoder: fmt::Debug + Send {
     }
 
     /// Before the first item.
-    fn open(&mut self, opening: &Opening<'_>, out: &mut Vec<u8>);
+    fn open(&mut self, _opening: &Opening<'_>, _out: &mut Vec<u8>) {}
 
     /// An event of the log, merged deltas, or a `snapshot` or `gap`.
     fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>);
 
-    /// Says that the stream lives: a comment, without a blank line where an id may have been sent; in NDJSON a line.
-    fn heartbeat(&mut self, out: &mut Vec<u8>);
+    /// Says that the stream lives: a comment without a blank line, for some clients take a blank line after an id for an
+    /// empty event, and the OpenAI SDK one after a comment, which it fails to parse; in NDJSON a line.
+    fn heartbeat(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b": heartbeat\n");
+    }
 
     /// The same where a turn runs that has said nothing for `silent`, which it says too.
     fn heartbeat_of_turn(&mut self, silent: Duration, out: &mut Vec<u8>) {
@@ -81,7 +84,7 @@ pub trait Encoder: fmt::Debug + Send {
     fn close(&mut self, _session: &Session, _reason: &str, _retry_ms: Option<u64>, _out: &mut Vec<u8>) {}
 
     /// Nothing comes any more from what was followed.
-    fn end(&mut self, session: &Session, out: &mut Vec<u8>);
+    fn end(&mut self, _session: &Session, _out: &mut Vec<u8>) {}
 }
 
 /// The formats.

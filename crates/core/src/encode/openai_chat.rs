@@ -12,9 +12,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::Encoder;
 use super::index::{Places, WireIds};
 use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
-use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Completion, Event, FinishReason, Id, Json, Payload, Status, Text};
 use crate::reader::Item;
@@ -430,16 +430,7 @@ impl Encoder for Chat {
         self.phase == Phase::Over
     }
 
-    fn open(&mut self, _opening: &Opening<'_>, _out: &mut Vec<u8>) {}
-
     fn item(&mut self, session: &Session, item: &Item, out: &mut Vec<u8>) {
         self.event(session, item.event(), out);
     }
-
-    /// A comment without a blank line: the SDK takes a block without data for an empty event, and fails to parse it.
-    fn heartbeat(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b": heartbeat\n");
-    }
-
-    fn end(&mut self, _session: &Session, _out: &mut Vec<u8>) {}
 }

@@ -14,9 +14,9 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
+use super::Encoder;
 use super::index::{Places, WireIds};
 use super::openai::{Phase, Request, usage, whole_arguments, whole_name};
-use super::{Encoder, Opening};
 use crate::event::json::{write_str, write_u64};
 use crate::event::{Citation, Completion, Event, FinishReason, Id, Json, Kind, Payload, Status, Text};
 use crate::reader::Item as ReadItem;
@@ -697,16 +697,7 @@ impl Encoder for Responses {
         self.phase == Phase::Over
     }
 
-    fn open(&mut self, _opening: &Opening<'_>, _out: &mut Vec<u8>) {}
-
     fn item(&mut self, session: &Session, item: &ReadItem, out: &mut Vec<u8>) {
         self.event(session, item.event(), out);
     }
-
-    /// A comment without a blank line: the SDK takes a block without data for an empty event, and fails to parse it.
-    fn heartbeat(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b": heartbeat\n");
-    }
-
-    fn end(&mut self, _session: &Session, _out: &mut Vec<u8>) {}
 }

@@ -59,6 +59,13 @@ impl Json {
         Self(String::from_utf8(out).expect("the writers copy whole strings").into())
     }
 
+    /// An object of what `members` writes; see [`object`].
+    pub(crate) fn object(members: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut out = Vec::new();
+        object(&mut out, members);
+        Self::from_written(out)
+    }
+
     /// Serialises a value of serde's.
     pub fn from_value(value: &serde_json::Value) -> Self {
         Self(value.to_string().into())
@@ -226,9 +233,50 @@ pub fn write_f64(out: &mut Vec<u8>, number: f64) {
     }
 }
 
+/// Writes an object of what `members` writes, each with a comma before it: [`member`] does, and an event's fields do.
+pub(crate) fn object(out: &mut Vec<u8>, members: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    members(out);
+    match out.get_mut(start) {
+        Some(comma) => *comma = b'{',
+        None => out.push(b'{'),
+    }
+    out.push(b'}');
+}
+
+/// Writes a member of an [`object`].
+pub(crate) fn member(out: &mut Vec<u8>, name: &str, value: impl FnOnce(&mut Vec<u8>)) {
+    out.push(b',');
+    write_str(out, name);
+    out.push(b':');
+    value(out);
+}
+
+/// Writes a list.
+pub(crate) fn list<T>(out: &mut Vec<u8>, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Vec<u8>, T)) {
+    out.push(b'[');
+    for (at, item) in items.into_iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write(out, item);
+    }
+    out.push(b']');
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objects_and_lists_of_none_one_and_two() {
+        let numbers = |count: u64| {
+            let mut out = b"x".to_vec();
+            list(&mut out, 0..count, |out, n| object(out, |out| (0..n).for_each(|n| member(out, "n", |out| write_u64(out, n)))));
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!([numbers(0), numbers(1), numbers(3)], ["x[]", "x[{}]", r#"x[{},{"n":0},{"n":0,"n":1}]"#]);
+    }
 
     #[test]
     fn line_breaks_between_tokens_are_removed_and_strings_kept() {

@@ -7,6 +7,7 @@
 mod field;
 pub mod json;
 mod partial;
+mod usage;
 #[macro_use]
 mod vocabulary;
 
@@ -166,6 +167,11 @@ macro_rules! define {
                         })*
                     }),*
                 }
+            }
+
+            /// Writes the own fields as an object.
+            pub(crate) fn write_object(&self, out: &mut Vec<u8>) {
+                json::object(out, |out| self.write_fields(out));
             }
 
             /// Builds a payload of type `kind` from the members of a JSON object; those that the type does not name

@@ -6,7 +6,7 @@
 
 use jiter::{JsonValue, PartialMode};
 
-use super::json::{Json, MAX_DEPTH, depth, write_f64, write_str};
+use super::json::{Json, MAX_DEPTH, depth, list, member, object, write_f64, write_str};
 
 /// What `raw`, the beginning of a JSON text, says so far; `None` where that is nothing, or no JSON. Costs the text's own length:
 /// for now and then, not for every piece of a long stream.
@@ -38,28 +38,10 @@ fn write(value: &JsonValue<'_>, out: &mut Vec<u8>) {
         JsonValue::BigInt(number) => out.extend_from_slice(number.to_string().as_bytes()),
         JsonValue::Float(number) => write_f64(out, *number),
         JsonValue::Str(text) => write_str(out, text),
-        JsonValue::Array(items) => {
-            out.push(b'[');
-            for (at, item) in items.iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                write(item, out);
-            }
-            out.push(b']');
-        }
-        JsonValue::Object(members) => {
-            out.push(b'{');
-            for (at, (key, value)) in members.iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                write_str(out, key);
-                out.push(b':');
-                write(value, out);
-            }
-            out.push(b'}');
-        }
+        JsonValue::Array(items) => list(out, items.iter(), |out, item| write(item, out)),
+        JsonValue::Object(members) => object(out, |out| {
+            members.iter().for_each(|(name, value)| member(out, name, |out| write(value, out)));
+        }),
     }
 }
 

@@ -12,13 +12,8 @@ impl Session {
     ///
     /// `turn` `None` means the running turn, or, where none runs, the session itself (turn 0).
     pub fn emit(&self, turn: Option<u32>, payload: Payload, extra: Option<Json>) -> Result<u64, SessionError> {
-        let Some((payload, extra)) = self.redacted(payload, extra) else { return Ok(self.position().head) };
-        let _hold = self.hold(turn)?;
-        self.change(|inner| {
-            let emitted = inner.enter(&self.id, turn).and_then(|turn| inner.admit(&self.id, turn, payload, extra));
-            inner.settle();
-            emitted
-        })
+        let Some(event) = self.redacted(payload, extra) else { return Ok(self.position().head) };
+        self.admit_each(turn, [event])
     }
 
     /// Appends many events of one turn under one lock; stops at the first error. Returns how many were taken; none is left.
@@ -57,13 +52,22 @@ impl Session {
 
     /// [`Self::emit_all`] where a hook must see them first, which it does before the lock.
     fn emit_redacted(&self, turn: u32, payloads: &mut Vec<Payload>) -> Result<usize, SessionError> {
-        let stored: Vec<_> = payloads.drain(..).filter_map(|payload| self.redacted(payload, None)).collect();
-        let _hold = self.hold(Some(turn))?;
+        let kept: Vec<_> = payloads.drain(..).filter_map(|payload| self.redacted(payload, None)).collect();
+        let count = kept.len();
+        self.admit_each(Some(turn), kept).map(|_| count)
+    }
+
+    /// Appends what a hook has seen, under one lock; stops at the first error. Returns the last one's seq.
+    fn admit_each(
+        &self,
+        turn: Option<u32>,
+        events: impl IntoIterator<Item = (Payload, Option<Json>)>,
+    ) -> Result<u64, SessionError> {
+        let _hold = self.hold(turn)?;
         self.change(|inner| {
-            let emitted = inner.enter(&self.id, Some(turn)).and_then(|turn| {
-                let count = stored.len();
-                stored.into_iter().try_for_each(|(payload, extra)| inner.admit(&self.id, turn, payload, extra).map(drop))?;
-                Ok(count)
+            let emitted = inner.enter(&self.id, turn).and_then(|turn| {
+                let mut events = events.into_iter();
+                events.try_fold(0, |_, (payload, extra)| inner.admit(&self.id, turn, payload, extra))
             });
             inner.settle();
             emitted

@@ -10,7 +10,6 @@
 mod admit;
 mod emit;
 mod error;
-pub mod fold;
 mod history;
 pub mod hub;
 mod keeper;
@@ -44,8 +43,8 @@ use log::Log;
 pub(crate) use pace::Pace;
 pub use page::{Absent, Page};
 pub use produce::Taken;
+pub(crate) use state::error_json;
 pub use state::{Attached, CallState, Dropped, MessageState, Named, Outcome, StageState, State};
-pub(crate) use state::{add_usage, empty_usage, error_json};
 pub use status::Statistics;
 pub use turn::{Cancelling, Ending, Started, TurnOptions};
 pub use waiters::Ticket;

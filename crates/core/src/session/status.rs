@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::state::{key, object};
 use super::{Session, State};
 use crate::clock::now_ms;
-use crate::event::Json;
+use crate::event::json::{member, write_f64, write_str, write_u64};
+use crate::event::{Field, Json};
 
 /// Exact counts of what a session did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,49 +84,36 @@ impl Session {
         let readers = self.readers();
         let inner = self.inner.lock();
         let (state, head) = (inner.public(), inner.seen_head());
-        let mut out = Vec::new();
-        let text = |out: &mut Vec<u8>, name, value: &str| {
-            key(out, name);
-            crate::event::json::write_str(out, value);
-        };
-        let number = |out: &mut Vec<u8>, name, value: Option<u64>| {
-            key(out, name);
-            crate::event::Field::write(&value, out);
-        };
-        let json = |out: &mut Vec<u8>, name, value: Option<Json>| {
-            key(out, name);
-            crate::event::Field::write(&value, out);
-        };
-        text(&mut out, "session_id", &self.id);
-        text(&mut out, "state", state.word());
-        number(&mut out, "turn", Some(state.turn.into()));
-        text(&mut out, "epoch", &self.epoch);
-        number(&mut out, "head", Some(head));
-        number(&mut out, "earliest", inner.earliest());
-        text(&mut out, "cursor", &format!("{}.{}", self.epoch, head));
-        let earliest = inner.earliest().map(|earliest| format!("{}.{}", self.epoch, inner.log.trimmed.min(earliest - 1)));
-        json(&mut out, "earliest_cursor", earliest.map(|cursor| Json::string(&cursor)));
-        json(&mut out, "progress", Some(state.progress_json(now_ms())));
-        if state.running {
-            key(&mut out, "progress_age_s");
-            #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
-            crate::event::json::write_f64(&mut out, now_ms().saturating_sub(inner.progressed) as f64 / 1000.0);
-            key(&mut out, "stalled");
-            crate::event::Field::write(&inner.stalled, &mut out);
-        }
-        json(&mut out, "usage", state.usage_json());
+        let cursor = |seq: u64| Json::string(&format!("{}.{seq}", self.epoch));
+        let earliest = inner.earliest();
         let failed = state.outcome.as_ref().filter(|_| !state.running);
         let error = failed.and_then(|outcome| {
             outcome.completion.to_value().get("error").filter(|error| !error.is_null()).map(Json::from_value)
         });
-        json(&mut out, "error", error.or_else(|| state.error.as_ref().map(|(_, error)| error.clone())));
-        number(&mut out, "readers", Some(readers as u64));
-        number(&mut out, "subscriber_failures", Some(inner.statistics.subscriber_failures));
-        number(&mut out, "started", state.started);
-        number(&mut out, "updated", state.updated);
-        for (name, value) in &inner.notes {
-            json(&mut out, name, Some(value.clone()));
-        }
-        object(out)
+        Json::object(|out| {
+            let mut say = |name: &str, value: &dyn Fn(&mut Vec<u8>)| member(out, name, value);
+            say("session_id", &|out| self.id.write(out));
+            say("state", &|out| write_str(out, state.word()));
+            say("turn", &|out| write_u64(out, state.turn.into()));
+            say("epoch", &|out| self.epoch.write(out));
+            say("head", &|out| write_u64(out, head));
+            say("earliest", &|out| earliest.write(out));
+            say("cursor", &|out| cursor(head).write(out));
+            say("earliest_cursor", &|out| earliest.map(|earliest| cursor(inner.log.trimmed.min(earliest - 1))).write(out));
+            say("progress", &|out| state.progress_json(now_ms()).write(out));
+            if state.running {
+                #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+                let age = now_ms().saturating_sub(inner.progressed) as f64 / 1000.0;
+                say("progress_age_s", &|out| write_f64(out, age));
+                say("stalled", &|out| inner.stalled.write(out));
+            }
+            say("usage", &|out| state.usage_json().write(out));
+            say("error", &|out| error.clone().or_else(|| state.error.as_ref().map(|(_, error)| error.clone())).write(out));
+            say("readers", &|out| write_u64(out, readers as u64));
+            say("subscriber_failures", &|out| write_u64(out, inner.statistics.subscriber_failures));
+            say("started", &|out| state.started.write(out));
+            say("updated", &|out| state.updated.write(out));
+            inner.notes.iter().for_each(|(name, value)| say(name, &|out| value.write(out)));
+        })
     }
 }

@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub(super) use past::{Past, PastCall};
-pub(super) use wire::{Frame, failure, result_text, write_object, write_usage};
+pub(super) use wire::{Frame, failure, result_text, write_usage};
 
 use super::index::Places;
 use super::{Encoder, Opening};
@@ -23,7 +23,7 @@ use crate::event::{
     ToolResult, TurnStart, Usage,
 };
 use crate::reader::{self, Item};
-use crate::session::{Session, add_usage, empty_usage};
+use crate::session::Session;
 
 /// The words of one protocol. Each method appends whole frames.
 pub(super) trait Voice: fmt::Debug + Send {
@@ -268,7 +268,7 @@ impl<V: Voice> Teller<V> {
                 self.voice.round_start(&self.turn, round, out);
             }
             Payload::Usage(usage) => {
-                add_usage(self.turn.usage.get_or_insert_with(empty_usage), usage);
+                self.turn.usage.get_or_insert_default().add(usage);
                 self.voice.usage(&self.turn, out);
             }
             Payload::Completion(completion) => self.end(completion, out),
@@ -532,10 +532,4 @@ impl<V: Voice> Encoder for Teller<V> {
             _ => self.event(event, out),
         }
     }
-
-    fn heartbeat(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b": heartbeat\n");
-    }
-
-    fn end(&mut self, _: &Session, _: &mut Vec<u8>) {}
 }

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::event::json::{write_str, write_u64};
-use crate::event::{Completion, Payload, Text, ToolResult, Usage};
+use crate::event::json::{member, object, write_str, write_u64};
+use crate::event::{Completion, Text, ToolResult, Usage};
 
 /// One frame: `data: {"type":…` and its members, each a name and what writes its value.
 pub(in crate::encode) struct Frame<'a> {
@@ -55,44 +55,27 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// An event's own fields as a JSON object.
-pub(in crate::encode) fn write_object(out: &mut Vec<u8>, payload: &Payload) {
-    let start = out.len();
-    payload.write_fields(out);
-    if out.len() == start {
-        out.push(b'{');
-    } else {
-        out[start] = b'{'; // in place of the first field's comma
-    }
-    out.push(b'}');
-}
-
 /// Counts in the words of both protocols. What is not known is left out.
 pub(in crate::encode) fn write_usage(out: &mut Vec<u8>, usage: &Usage) {
     let total = match (usage.input_tokens, usage.output_tokens) {
         (Some(input), Some(output)) => Some(input.saturating_add(output)),
         _ => usage.total_tokens,
     };
-    let start = out.len();
-    for (name, count) in [
+    let counts = [
         ("inputTokens", usage.input_tokens),
         ("outputTokens", usage.output_tokens),
         ("totalTokens", total),
         ("reasoningTokens", usage.reasoning_tokens),
         ("cachedInputTokens", usage.cache_read_tokens),
         ("cacheWriteInputTokens", usage.cache_write_tokens),
-    ] {
-        if let Some(count) = count {
-            out.push(if out.len() == start { b'{' } else { b',' });
-            write_str(out, name);
-            out.push(b':');
-            write_u64(out, count);
+    ];
+    object(out, |out| {
+        for (name, count) in counts {
+            if let Some(count) = count {
+                member(out, name, |out| write_u64(out, count));
+            }
         }
-    }
-    if out.len() == start {
-        out.push(b'{');
-    }
-    out.push(b'}');
+    });
 }
 
 /// What a failed turn says: its error's message and code.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::json::error_json;
 use super::limit::ENTRY_BYTES;
-use super::usage::{add_usage, empty_usage};
 use super::{Attached, CallState, MessageState, Named, Outcome, StageState, State};
 use crate::event::{Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Text};
 
@@ -153,7 +152,7 @@ impl State {
                 stage.ended = Some(event.time);
             }
             Payload::Progress(progress) => self.stage(turn, &progress.stage, event.time).progress = Some((**progress).clone()),
-            Payload::Usage(usage) => add_usage(self.usage.get_or_insert_with(empty_usage), usage),
+            Payload::Usage(usage) => self.usage.get_or_insert_default().add(usage),
             Payload::Error(error) => {
                 if error.fatal {
                     self.error = Some((round, error_json(&error.code, &error.message, error.retryable)));

@@ -9,15 +9,12 @@ mod apply;
 mod json;
 mod limit;
 mod named;
-mod usage;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(crate) use json::error_json;
-pub(super) use json::{key, object};
 pub use named::Named;
-pub(crate) use usage::{add_usage, empty_usage};
 
 use crate::event::{Class, Event, FinishReason, Id, Json, Kind, Origin, Payload, Progress, Status, Text, Usage};
 
@@ -241,7 +238,7 @@ impl State {
     }
 
     /// The call `id` of exactly this turn and round.
-    pub fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
+    fn call_of_round(&self, turn: u32, round: u32, id: &str) -> Option<usize> {
         let known = self.call_index.get(id)?;
         self.of_turn(known, turn).find(|&at| self.calls[at].round == round)
     }

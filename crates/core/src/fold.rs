@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::event::json::{write_str, write_u64};
+use crate::event::json::{list, member, object, write_str, write_u64};
 use crate::event::{Error, Field, FinishReason, Id, Json, Kind, Payload, Text, ToolCall, ToolResult, Usage, Warning};
 use crate::provider::{Normalizer, Options, ProtocolError, READER_ERRORS};
 
@@ -162,7 +162,10 @@ impl Fold {
                 }
             }
             Payload::Usage(usage) => match &mut self.usage {
-                Some(sum) => add(sum, usage),
+                Some(sum) => {
+                    sum.add(usage);
+                    sum.raw.clone_from(&usage.raw); // the last one's
+                }
                 None => self.usage = Some((**usage).clone()),
             },
             Payload::Warning(warning) => self.warnings.push((**warning).clone()),
@@ -226,16 +229,16 @@ impl Fold {
         answers[0].write_members(out, &self.results);
         let usage = self.usage.as_ref();
         member(out, "usage", |out| match usage {
-            Some(usage) => object(out, |out| Payload::from(Usage { raw: None, ..usage.clone() }).write_fields(out)),
+            Some(usage) => Payload::from(Usage { raw: None, ..usage.clone() }).write_object(out),
             None => null(out),
         });
         member(out, "usage_raw", |out| usage.and_then(|usage| usage.raw.clone()).write(out));
         member(out, "error", |out| match &self.error {
-            Some(error) => object(out, |out| Payload::from(error.clone()).write_fields(out)),
+            Some(error) => Payload::from(error.clone()).write_object(out),
             None => null(out),
         });
         member(out, "warnings", |out| {
-            list(out, &self.warnings, |out, warning| object(out, |out| Payload::from(warning.clone()).write_fields(out)));
+            list(out, &self.warnings, |out, warning| Payload::from(warning.clone()).write_object(out));
         });
         member(out, "events", |out| write_u64(out, self.events));
         let turns: Vec<usize> = if self.turns == 0 { vec![0] } else { (1..=self.turns).collect() };
@@ -282,26 +285,6 @@ pub fn fold_bytes(data: &[u8], provider: &str, split: usize, options: Options) -
     Ok(fold)
 }
 
-/// Sums over model calls; what one of them did not say does not count. The raw object is the last one's.
-fn add(sum: &mut Usage, usage: &Usage) {
-    for (sum, more) in [
-        (&mut sum.input_tokens, usage.input_tokens),
-        (&mut sum.output_tokens, usage.output_tokens),
-        (&mut sum.total_tokens, usage.total_tokens),
-        (&mut sum.cache_read_tokens, usage.cache_read_tokens),
-        (&mut sum.cache_write_tokens, usage.cache_write_tokens),
-        (&mut sum.reasoning_tokens, usage.reasoning_tokens),
-        (&mut sum.audio_input_tokens, usage.audio_input_tokens),
-        (&mut sum.audio_output_tokens, usage.audio_output_tokens),
-    ] {
-        *sum = match (*sum, more) {
-            (Some(a), Some(b)) => Some(a.saturating_add(b)),
-            (a, b) => a.or(b),
-        };
-    }
-    sum.raw.clone_from(&usage.raw);
-}
-
 fn write_call(out: &mut Vec<u8>, call: &ToolCall, result: Option<&ToolResult>) {
     object(out, |out| {
         member(out, "id", |out| write_str(out, &call.call_id));
@@ -311,40 +294,11 @@ fn write_call(out: &mut Vec<u8>, call: &ToolCall, result: Option<&ToolResult>) {
         member(out, "arguments_error", |out| call.arguments_error.write(out));
         member(out, "kind", |out| call.kind.write(out));
         if let Some(result) = result {
-            member(out, "result", |out| object(out, |out| Payload::from(result.clone()).write_fields(out)));
+            member(out, "result", |out| Payload::from(result.clone()).write_object(out));
         }
     });
 }
 
 fn null(out: &mut Vec<u8>) {
     Option::<Json>::None.write(out);
-}
-
-/// Writes an object of what `members` writes, each with a comma before it.
-fn object(out: &mut Vec<u8>, members: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    members(out);
-    match out.get_mut(start) {
-        Some(first) if *first == b',' => *first = b'{',
-        _ => out.insert(start, b'{'),
-    }
-    out.push(b'}');
-}
-
-fn member(out: &mut Vec<u8>, key: &str, value: impl FnOnce(&mut Vec<u8>)) {
-    out.push(b',');
-    write_str(out, key);
-    out.push(b':');
-    value(out);
-}
-
-fn list<T>(out: &mut Vec<u8>, items: &[T], write: impl Fn(&mut Vec<u8>, &T)) {
-    out.push(b'[');
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write(out, item);
-    }
-    out.push(b']');
 }
