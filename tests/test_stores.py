@@ -11,9 +11,10 @@ import subprocess
 import sys
 import textwrap
 import time
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,27 @@ def test_a_full_store_refuses_with_its_reason_and_keeps_what_it_has(tmp_path: Pa
     assert kept > 50
     assert [event.seq for event in session.read(follow="none")] == list(range(1, session.head + 1))
     assert session.head >= kept
+
+
+def test_a_full_file_makes_room_by_its_oldest_sessions(tmp_path: Path) -> None:
+    hub = ts.Hub(f"sqlite:///{tmp_path}/runs.db?max_bytes=1000000&lease_s=0.5")
+
+    def fill(number: int) -> str:
+        session = hub.session(f"s{number}")
+        with suppress(ts.TurnstreamError), session.turn() as turn:
+            for _ in range(5):
+                turn.emit("custom", name="filler", data="x" * 20_000)
+        hub.flush()
+        return str(session.status()["state"])
+
+    number = 0
+    while fill(number) == "completed":
+        number += 1
+    assert number > 5
+    # Not by the timer, which comes once a minute.
+    deadline = time.monotonic() + PATIENCE_S
+    while fill(number := number + 1) != "completed":
+        assert time.monotonic() < deadline
 
 
 FILLER = """

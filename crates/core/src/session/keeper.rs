@@ -89,6 +89,8 @@ pub(crate) struct Shared {
     answers: Condvar,
     hinted: Mutex<Hinted>,
     hints: Condvar,
+    /// The store is full: what it may let go of is to go now.
+    full: AtomicBool,
     /// What this process follows or writes: hints of other sessions wake nobody.
     known: Mutex<HashMap<Arc<str>, Weak<Session>>>,
     pub(super) desk: Mutex<Desk>,
@@ -217,6 +219,7 @@ impl Keeper {
             answers: Condvar::new(),
             hinted: Mutex::default(),
             hints: Condvar::new(),
+            full: AtomicBool::new(false),
             known: Mutex::default(),
             desk: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -389,6 +392,10 @@ impl Shared {
         let mut unsure = false;
         for ((session, batch), answer) in batches.iter().zip(answers) {
             unsure |= matches!(&answer, Err(error) if error.is_transient());
+            if matches!(answer, Err(StoreError::Full(_))) {
+                self.full.store(true, Ordering::Relaxed);
+                self.hints.notify_one(); // who is not waiting looks within LOOK
+            }
             session.answered(self, batch, answer);
         }
         unsure
@@ -446,7 +453,8 @@ impl Shared {
             for session in due {
                 session.tend(self, timer, all);
             }
-            if expire <= Instant::now() && !self.stopped.load(Ordering::Acquire) {
+            let full = self.full.swap(false, Ordering::Relaxed);
+            if (full || expire <= Instant::now()) && !self.stopped.load(Ordering::Acquire) {
                 // In steps, so that nobody waits long for the writer's turn; then not for a minute.
                 let more = self.store.expire(&self.options.retention, 64).unwrap_or(0) > 0;
                 expire = Instant::now() + if more { look } else { Duration::from_secs(60) };
