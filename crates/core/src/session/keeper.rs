@@ -456,7 +456,9 @@ impl Shared {
             let full = self.full.swap(false, Ordering::Relaxed);
             if (full || expire <= Instant::now()) && !self.stopped.load(Ordering::Acquire) {
                 // In steps, so that nobody waits long for the writer's turn; then not for a minute.
-                let more = self.store.expire(&self.options.retention, 64).unwrap_or(0) > 0;
+                // Of a full store nobody has that turn.
+                let steps = if full { 16 } else { 1 };
+                let more = (0..steps).all(|_| self.store.expire(&self.options.retention, 64).is_ok_and(|gone| gone > 0));
                 expire = Instant::now() + if more { look } else { Duration::from_secs(60) };
             }
         }
