@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
