@@ -224,6 +224,35 @@ def _pieces(events: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("format", ["sse", "ndjson", "ai-sdk", "ag-ui", "openai-chat", "openai-responses"])
+async def test_nothing_on_the_way_keeps_or_holds_a_stream(
+    serve: Serve, hub: ts.Hub, http: httpx.AsyncClient, format: str
+) -> None:
+    """And a client of another protocol is sent no `id` or `retry`: OpenAI's SDK fails on a block that has no data."""
+    finished(hub)
+    response = await http.get(f"{serve(app(hub, retry_ms=1500))}{PATH}", params={"format": format})
+    kind = "application/x-ndjson" if format == "ndjson" else "text/event-stream"
+    assert response.headers["content-type"].partition(";")[0] == kind
+    assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == ("no-cache", "no")
+    assert ("\nid: " in response.text, response.text.startswith("retry: ")) == (format == "sse", format == "sse")
+
+
+async def test_no_cache_keeps_an_answer(serve: Serve, hub: ts.Hub, http: httpx.AsyncClient) -> None:
+    session = finished(hub)
+    base = serve(app(hub))
+    for path, status in [
+        ("", 200),
+        ("/messages", 200),
+        ("/result", 200),
+        ("/poll", 200),
+        (f"/events?after={session.cursor}", 204),
+        ("/events?after=x", 400),
+        ("/nothing", 404),
+    ]:
+        response = await http.get(f"{base}/sessions/s{path}")
+        assert (response.status_code, response.headers["cache-control"]) == (status, "no-store"), path
+
+
 async def test_a_page_that_is_loaded_fifty_times_sees_the_whole_each_time(
     serve: Serve, hub: ts.Hub, http: httpx.AsyncClient
 ) -> None:
