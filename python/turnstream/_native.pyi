@@ -614,19 +614,25 @@ class Normalizer:
 
     def __new__(cls, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> Self: ...
     def feed(self, data: bytes | str) -> list[Event]:
-        """Takes bytes, in any split; gives the events that they complete."""
+        """Takes bytes, in any split; gives the events that they complete. UnknownProvider where "auto" recognises
+        nothing, ProtocolError where strict."""
     def finish(self) -> list[Event]:
-        """The bytes have ended: closes everything that is open."""
+        """The bytes have ended: closes everything that is open. A second call gives nothing. An error is raised once,
+        here or by `feed`; the call after that gives the events that came before it."""
     @property
     def provider(self) -> str:
         """The provider's name; "auto" until it is recognised."""
 
 @final
 class TurnFeed:
-    """A provider's bytes straight into a turn's log, without a Python object per event. See `Turn.normalizer`."""
+    """A provider's bytes straight into a turn's log, without a Python object per event. See `Turn.normalizer`.
+
+    One thread at a time: a second one gets ReaderBusy.
+    """
 
     def feed(self, data: bytes | str) -> int:
-        """Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion."""
+        """Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion;
+        UnknownProvider and, strict, ProtocolError, after the events of all that came before."""
     def finish(self) -> str:
         """The bytes have ended: closes what is open. Returns the fold of this stream, as JSON text."""
     def stop(self, error: Mapping[str, Any]) -> None:
@@ -636,12 +642,14 @@ class TurnFeed:
     def should_wait(self) -> bool:
         """Whether a pacing reader lags by its window: `await turn.ready()` before feeding more."""
     @property
-    def provider(self) -> str: ...
+    def provider(self) -> str:
+        """The provider's name; "auto" until it is recognised."""
 
 # --- between processes ----------------------------------------------------------------------------------------------
 
 def compose(type: str, payload: Any = None, turn: int = 0, fields: dict[str, Any] | None = None) -> Event:
-    """An event on its way to a session: checked as an emit there would be. `turn` 0: the one that runs there."""
+    """An event on its way to a session: checked as an emit there would be, PayloadError and all. `turn` 0: the one that
+    runs there."""
 
 def write_batch(
     events: list[Event],
@@ -684,23 +692,29 @@ class Limits:
         hub_max_bytes: int = 1_073_741_824,
     ) -> Self: ...
     @property
-    def max_events(self) -> int: ...
+    def max_events(self) -> int:
+        """Events in a session's log."""
     @property
-    def max_bytes(self) -> int: ...
+    def max_bytes(self) -> int:
+        """Bytes in a session's log, about."""
     @property
     def max_age_s(self) -> float:
         """Age of an event in seconds; also how long a finished session is kept."""
     @property
-    def max_message_bytes(self) -> int: ...
+    def max_message_bytes(self) -> int:
+        """Bytes of one message's text, and of its reasoning and its refusal."""
     @property
     def max_state_bytes(self) -> int:
         """Bytes of a session's folded state, about: its messages, calls, citations and files."""
     @property
-    def max_sessions(self) -> int: ...
+    def max_sessions(self) -> int:
+        """Sessions in a hub."""
     @property
-    def hub_max_events(self) -> int: ...
+    def hub_max_events(self) -> int:
+        """Events in all logs of a hub."""
     @property
-    def hub_max_bytes(self) -> int: ...
+    def hub_max_bytes(self) -> int:
+        """Bytes in all logs of a hub, about."""
     def __eq__(self, other: object, /) -> bool: ...
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]: ...
 
@@ -745,23 +759,30 @@ class Hub:
         """The sessions that this process has open, newest activity first: all of them in memory, of a store's those it
         has used."""
     def delete(self, id: str) -> bool:
-        """Ends the session (its running turn as cancelled) and forgets it. False when there was none."""
+        """Ends the session (its running turn as cancelled, its readers after `session_end`) and forgets it. False when
+        there was none. It waits for a store as `session` does."""
     def check_stalls(self, timeout_s: float) -> list[Session]:
         """The sessions whose running turn has now said nothing for `timeout_s`. Each gets a `warning` with the code
         `stalled`, once per stall."""
     def statistics(self) -> dict[str, int]:
         """Exact counts: sessions, events, bytes, forgotten."""
     def flush(self) -> bool:
-        """Waits, at most half a second a session, until the store has what was logged: True if it has."""
+        """Waits, at most half a second a session, until the store has what was logged: True if it has. At once in
+        memory."""
     def close(self) -> None:
         """Ends all sessions and forgets them. In a store they stay: only turns that run in this process are ended."""
 
 @final
 class Session:
-    """One conversation: one ordered log of events, and the state folded from them. Safe from every thread."""
+    """One conversation: one ordered log of events, and the state folded from them. Safe from every thread.
+
+    Nothing waits for a reader, but for one that paces. What writes waits for a store for half a second at most, and
+    raises a StoreError then, or NotWriter where another process writes. ForkedProcess in the child of a fork.
+    """
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its id."""
     @property
     def epoch(self) -> str:
         """The log's life: cursors of another epoch belong to another log."""
@@ -773,7 +794,7 @@ class Session:
         """seq of the oldest event that a reader can have, from memory or the store."""
     @property
     def cursor(self) -> str:
-        """`<epoch>.<head>`."""
+        """`<epoch>.<head>`: a reader from there sees what comes."""
     def turn(
         self,
         input: Any = None,
@@ -813,8 +834,9 @@ class Session:
 
         `after` is a cursor, None for the beginning; CursorError where malformed. `follow`: "turn" ends after the
         completion of the running turn (or of the last one, or of the first to come), "session" after `session_end`,
-        "none" with what is there. `pace`: the producer waits while this reader lags by 256 events. `on_trim`: what a
-        cursor gets whose tail has left the log, a `snapshot` and the tail or CursorExpired.
+        "none" with what is there. `pace`: the producer waits while this reader lags by 256 events. `deltas`: each as
+        it was emitted, or those of one message or call that are ready together as one. `on_trim`: what a cursor gets
+        whose tail has left the log, a `snapshot` and the tail or CursorExpired.
         """
     def subscribe(
         self,
@@ -849,7 +871,8 @@ class Session:
         """The same log as encoded frames: each item is all frames that are ready, up to about `max_bytes`.
 
         `stream_open` comes first, a heartbeat after each `heartbeat_s` of silence (0: none); it ends after what it
-        follows, or after `limit` events.
+        follows, or after `limit` events. `retry_ms`: when a client that loses the stream is to come back. The rest,
+        and the errors, as with `read`.
         """
     def status(self) -> dict[str, Any]:
         """The status page: session_id, state, turn, epoch, head, earliest, cursor, earliest_cursor, progress, usage,
@@ -880,8 +903,8 @@ class Session:
     def ready(self) -> Awaitable[None]:
         """Awaits until no pacing reader lags by its window, as `Turn.ready`."""
     def note(self, name: str, value: Any) -> None:
-        """Puts `value` on the status page under `name`, in place of what stood there: what is known of a run beside its
-        events."""
+        """Puts `value`, any JSON, on the status page under `name`, in place of what stood there: what is known of a run
+        beside its events."""
     def emit_batch(self, blob: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         """Appends a batch that `write_batch` made. What an earlier batch of its producer brought is skipped, what is
         missing between the two is counted, and a refused event costs itself alone. PayloadError where it is no batch.
@@ -931,7 +954,8 @@ class Session:
         """Stops the running turn at once, also without being awaited: ends it as cancelled, with its partial text and
         usage, and cancels its task. Awaits to False when none was running, once a store knows of it."""
     def close(self, reason: str | None = None) -> None:
-        """Ends the session: the running turn as cancelled, then `session_end`. A second call does nothing."""
+        """Ends the session: the running turn as cancelled, then `session_end`, after which readers end and an emit
+        raises SessionClosed. A second call does nothing."""
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -958,7 +982,8 @@ class Turn:
     """
 
     @property
-    def session(self) -> Session: ...
+    def session(self) -> Session:
+        """The session that it is a turn of."""
     @property
     def number(self) -> int:
         """Counts from 1 within the session."""
@@ -975,7 +1000,8 @@ class Turn:
     def principal(self) -> Any:
         """Who asked for it, as the auth hook said. In no event."""
     @property
-    def cancelled(self) -> bool: ...
+    def cancelled(self) -> bool:
+        """Whether it was cancelled: for work that looks from time to time."""
     @property
     def ended(self) -> bool:
         """Whether it has its completion."""
@@ -990,7 +1016,8 @@ class Turn:
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> Coroutine[Any, Any, None]: ...
     def emit(self, type: str, payload: Any = None, **fields: Any) -> int:
-        """Appends one event of this turn; returns its seq. TurnEnded after the completion."""
+        """Appends one event of this turn, from any thread; returns its seq. What JSON cannot say becomes a typed
+        placeholder. PayloadError where type or fields are not of the vocabulary, TurnEnded after the completion."""
     def normalizer(self, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> TurnFeed:
         """A feed: a provider's bytes straight into the log. UnknownProvider where there is none of that name.
 
@@ -1001,7 +1028,10 @@ class Turn:
     ) -> Coroutine[Any, Any, Message]:
         """Reads a provider's answer from `source` into the log until its end, and awaits to the whole Message.
 
-        `strict` and `text_tools`: see `Normalizer`.
+        What the provider reports is the message's `error`. SourceError where the server or the connection failed,
+        UnknownProvider and ProtocolError where the bytes are none of its format: each is one `error` event as well, and
+        a later model call makes it good. Cancelled, it closes the source and what is open in the log. It waits while a
+        pacing reader lags. `strict` and `text_tools`: see `Normalizer`.
         """
     def complete(self, result: str | None = None, *, status: _Status | None = None, reason: str | None = None) -> None:
         """Ends the turn. `result` is the message where no other said anything. A second call does nothing.
