@@ -155,7 +155,9 @@ impl Cluster {
         let deadline = Instant::now() + limit;
         self.look_again(deadline);
         let mut answers: Vec<Result<Vec<Value>, StoreError>> = Vec::with_capacity(calls.len());
-        answers.resize_with(calls.len(), || Err(StoreError::Unavailable("the cluster's slots are being moved".into())));
+        answers.resize_with(calls.len(), || {
+            Err(StoreError::Unavailable("no answer in time: slots are being moved, or scripts loaded".into()))
+        });
         let job = |(at, call): (usize, &Call<'_>)| {
             let server = self.view.read().places[call.partition() as usize].clone();
             Job { at, server, text: false, asking: false }
