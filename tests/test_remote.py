@@ -502,7 +502,7 @@ async def test_the_status_says_that_a_pump_was_asked_for() -> None:
     await session.pump([None])
     record = session.status()["remote"]
     assert {name: record[name] for name in ("asked", "used", "reason", "queue_active", "turn")} == {
-        "asked": "on", "used": "remote", "reason": "session.pump", "queue_active": False, "turn": 1,
+        "asked": "on", "used": "remote", "reason": "session.pump", "queue_active": True, "turn": 1,
     }  # fmt: skip
     assert held.ended
 

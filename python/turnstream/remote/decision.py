@@ -44,7 +44,7 @@ class Decision:
     message; unavailable: it cannot run there, and runs here."""
     reason: str
     queue_active: bool
-    """Whether events come over a transport."""
+    """Whether the run's events come over a transport."""
 
     def to_dict(self) -> dict[str, Any]:
         """The record, as JSON has it."""

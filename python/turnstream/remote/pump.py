@@ -386,7 +386,7 @@ class Pump:
                 session.id, self.turn, outcome["status"], outcome["events"], counts.published,
             )  # fmt: skip
         record = session.status().get("remote") or {}
-        session.note("remote", {**record, **counts.to_dict(), "queue_active": False})
+        session.note("remote", {**record, **counts.to_dict()})
 
     def _end(self) -> None:
         if self._failure is None:
