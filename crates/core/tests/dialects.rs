@@ -238,6 +238,18 @@ fn a_filter_that_found_nothing_is_said_once() {
     assert!(passed(&events, "content_filter_results")[0].contains("true"));
 }
 
+/// What Azure's asynchronous filter finds comes when the text is out, and the end said.
+#[test]
+fn a_filter_may_change_the_end_afterwards() {
+    let found = r#"{"id":"","choices":[{"index":0,"finish_reason":"content_filter","content_filter_results":{"violence":{"filtered":true}},"content_filter_offsets":{"check_offset":6}}]}"#;
+    let body = sse(&[&chat(r#"{"content":"a"}"#, ""), &chat("{}", "stop"), found, "[DONE]"]);
+    let mut normalizer = Normalizer::new("auto", Options { strict: true, ..Options::default() }).expect("a known provider");
+    normalizer.feed(body.as_bytes()).and_then(|()| normalizer.finish()).expect("a stream in order");
+    let events: Vec<_> = normalizer.drain().collect();
+    assert_eq!((&*message(&events).text, message(&events).finish_reason.as_str()), ("a", "content_filter"));
+    assert!(all!(events, Warning).is_empty());
+}
+
 #[test]
 fn members_of_several_answers_are_told_apart() {
     let choice = |index: u64| {

@@ -413,7 +413,12 @@ impl OpenAiChat {
         }
         if finished {
             let raw = choice.finish_reason.as_str();
-            out.finish_reason(index, finish_reason(raw), raw);
+            // Azure's filter may look at the text when it has gone out, and its finding comes after the end.
+            if member("content_filter_offsets").is_some() {
+                out.finish_reason_so_far(index, finish_reason(raw), raw);
+            } else {
+                out.finish_reason(index, finish_reason(raw), raw);
+            }
         }
         for (name, raw) in &choice.others {
             match &**name {

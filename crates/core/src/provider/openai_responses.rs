@@ -67,6 +67,8 @@ struct Item {
     thought: bool,
     refused: bool,
     cited: bool,
+    /// The arguments that its call began with.
+    input: Box<str>,
 }
 
 /// Where a piece of reasoning belongs: item, whether it is a summary or raw, and which part.
@@ -94,8 +96,8 @@ pub(super) struct OpenAiResponses {
     last_call: Box<str>,
     /// Calls that the agent has to run, and that nobody has answered.
     waiting: HashSet<Box<str>>,
-    /// The names of the tools that the request offered, where the response says them all.
-    offered: Option<HashSet<Box<str>>>,
+    /// The types of the tools that the request offered, where the response says them.
+    offered: HashSet<Box<str>>,
 }
 
 impl Provider for OpenAiResponses {
@@ -289,15 +291,21 @@ impl OpenAiResponses {
         if self.items.is_empty() {
             self.id = response.text("id").into();
         }
-        self.offered = offered(response).or(self.offered.take());
+        let tools = response.list("tools").into_iter().filter_map(|raw| Object::from_raw(raw).ok());
+        self.offered.extend(tools.map(|tool| tool.text("type").into()));
         out.model(&response.text("model"));
         out.round_start();
     }
 
-    /// Whether the server runs a custom tool itself: nobody else offered it. So are xAI's searches of X.
-    fn runs(&self, kind: &str, item: &Object<'_>) -> bool {
-        let offered = |offered: &HashSet<Box<str>>| offered.contains(&*item.text("name"));
-        kind == "custom_tool_call" && self.offered.as_ref().is_some_and(|names| !offered(names))
+    /// Whether the server runs a tool itself that looks like the client's: the client offered none of its kind. So are xAI's
+    /// searches of X and Perplexity's of the web.
+    fn runs(&self, kind: &str) -> bool {
+        let own: &[&str] = match kind {
+            "function_call" => &["function", "custom", "namespace", "tool_search"],
+            "custom_tool_call" => &["custom", "namespace", "tool_search"],
+            _ => return false,
+        };
+        !self.offered.is_empty() && !own.iter().any(|kind| self.offered.contains(*kind))
     }
 
     fn end(&mut self, status: &str, response: &Object<'_>, out: &mut Assembler) -> Result<(), Malformed> {
@@ -373,13 +381,16 @@ impl OpenAiResponses {
             }
             kind => {
                 if let Some((name, mut of)) = tool(kind, item) {
-                    if self.runs(kind, item) {
+                    if self.runs(kind) {
                         of = Kind::Server;
                     }
                     let message = self.open(index, out);
                     let id = call_id(item);
                     self.last_call = (*id).into();
                     out.call(index, message, &id, &name, of);
+                    if let Some(input) = item.raw("arguments") {
+                        self.item(index).input = text_of(input).into();
+                    }
                     if kind == "custom_tool_call" && of == Kind::Client {
                         out.arguments_are_text(index);
                     }
@@ -415,7 +426,7 @@ impl OpenAiResponses {
                     self.waiting.insert(call_id(&item).into());
                 }
                 call_done(index, &item, out)?;
-                if self.runs(kind, &item) { tool_result(&call_id(&item), None, &item, out) } else { Ok(()) }
+                if self.runs(kind) { tool_result(&call_id(&item), None, &item, out) } else { Ok(()) }
             }
             kind if kind.ends_with("_output") => {
                 let id = item.text("call_id");
@@ -424,7 +435,17 @@ impl OpenAiResponses {
                 let output = ["output", "result", "tools"].iter().find_map(|key| item.raw(key));
                 tool_result(call, output, &item, out)
             }
-            kind => pass(if kind.is_empty() { "output_item" } else { kind }, raw, out),
+            // What a call found takes the call's place.
+            kind => {
+                if out.arguments_so_far(index).is_empty() {
+                    let input = std::mem::take(&mut self.item(index).input);
+                    out.arguments_whole(index, &input);
+                }
+                match out.call_end(index) {
+                    Some(call) => tool_result(&call, Some(raw), &item, out),
+                    None => pass(if kind.is_empty() { "output_item" } else { kind }, raw, out),
+                }
+            }
         }
     }
 
@@ -568,6 +589,8 @@ const KNOWN: &[&str] = &[
     "apply_patch_call_",
     "audio.",
     "rate_limits",
+    // What Perplexity's agents look for, and find.
+    "reasoning.",
 ];
 /// Members of a response that are read.
 const RESPONSE: &[&str] =
@@ -644,18 +667,6 @@ fn tool<'a>(kind: &'a str, item: &Object<'a>) -> Option<(Cow<'a, str>, Kind)> {
         kind => (kind.strip_suffix("_call")?, Kind::Server),
     };
     Some((name.into(), kind))
-}
-
-/// The names of the tools that a request offered, where its response says them, and no more will be found on the way.
-fn offered(response: &Object<'_>) -> Option<HashSet<Box<str>>> {
-    let tools: Vec<_> = response.list("tools").into_iter().filter_map(|raw| Object::from_raw(raw).ok()).collect();
-    if tools.is_empty() || tools.iter().any(|tool| &*tool.text("type") == "tool_search") {
-        return None;
-    }
-    let inner = tools.iter().flat_map(|tool| tool.list("tools")).filter_map(|raw| Object::from_raw(raw).ok());
-    let mut names: HashSet<Box<str>> = inner.map(|tool| tool.text("name").into()).collect();
-    names.extend(tools.iter().map(|tool| tool.text("name").into()));
-    Some(names)
 }
 
 /// `text` as it stands inside a JSON string.
@@ -1111,19 +1122,34 @@ mod tests {
     }
 
     #[test]
-    fn a_custom_tool_that_nobody_offered_is_the_servers() {
-        let item = r#"{"id":"ctc_1","type":"custom_tool_call","call_id":"xs_1","name":"x_search","input":"{\"q\":1}","status":"completed"}"#;
-        let of = |tools: &str| {
+    fn a_tool_of_a_kind_that_nobody_offered_is_the_servers() {
+        let custom = r#"{"id":"ctc_1","type":"custom_tool_call","call_id":"xs_1","name":"x_search","input":"{\"q\":1}","status":"completed"}"#;
+        let function = r#"{"id":"fc_1","type":"function_call","call_id":"c_1","name":"parallel","arguments":"{}"}"#;
+        let of = |item: &str, tools: &str| {
             let created = CREATED.replace(r#""output":[]"#, &format!(r#""output":[],"tools":[{tools}]"#));
             let events = read(&[&*created, &done(0, item), &completed("")]);
             (call(&events).kind, all!(events, ToolResult).len(), message(&events).finish_reason)
         };
         let client = (Kind::Client, 0, FinishReason::ToolCalls);
-        assert_eq!(of(r#"{"type":"x_search"}"#), (Kind::Server, 1, FinishReason::Stop));
-        assert_eq!(of(r#"{"type":"custom","name":"x_search"}"#), client);
-        assert_eq!(of(r#"{"type":"namespace","name":"n","tools":[{"type":"custom","name":"x_search"}]}"#), client);
-        assert_eq!(of(r#"{"type":"tool_search"}"#), client);
-        assert_eq!(of(""), client);
+        assert_eq!(of(custom, r#"{"type":"x_search"},{"type":"function","name":"f"}"#), (Kind::Server, 1, FinishReason::Stop));
+        for tools in [r#"{"type":"custom","name":"other"}"#, r#"{"type":"tool_search"}"#, ""] {
+            assert_eq!(of(custom, tools), client, "{tools}");
+        }
+        // A model may call what nobody offered, where somebody offered anything.
+        assert_eq!(of(function, r#"{"type":"function","name":"f"}"#), client);
+    }
+
+    #[test]
+    fn what_a_call_found_may_take_its_place() {
+        let created = CREATED.replace(r#""output":[]"#, r#""output":[],"tools":[{"type":"web_search"}]"#);
+        let start = r#"{"id":"fc_1","type":"function_call","call_id":"c_1","name":"search_web","arguments":"{\"q\":1}","status":"completed"}"#;
+        let found = r#"{"type":"search_results","queries":["q"],"results":[{"url":"http://u"}]}"#;
+        let queries = event("reasoning.search_queries", r#""call_id":"c_1","queries":["q"]"#);
+        let events = read(&[&*created, &added(0, start), &queries, &done(0, found), &text(1, "Hi"), &completed("")]);
+        assert_eq!((call(&events).kind, arguments_of(call(&events))), (Kind::Server, Some(r#"{"q":1}"#)));
+        assert_eq!(all!(events, ToolResult)[0].output.as_ref().map(Json::as_str), Some(found));
+        assert_eq!((message(&events).finish_reason, &*message(&events).text), (FinishReason::Stop, "Hi"));
+        assert!(all!(events, ProviderEvent).iter().any(|event| event.name == "reasoning.search_queries"));
     }
 
     #[test]
