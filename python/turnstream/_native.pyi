@@ -561,7 +561,7 @@ class SSEDecoder:
     def __new__(
         cls, *, lenient: bool = False, max_line_bytes: int = 67_108_864, max_event_bytes: int = 67_108_864
     ) -> Self: ...
-    def feed(self, data: bytes | bytearray) -> list[Frame]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Takes bytes, in any split; gives the events that they complete. FrameTooLong, see above."""
     def finish(self) -> list[Frame]:
         """The bytes have ended. By the standard what is not followed by a blank line is no event; `lenient`: it is."""
@@ -613,7 +613,7 @@ class Normalizer:
     """
 
     def __new__(cls, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> Self: ...
-    def feed(self, data: bytes | str) -> list[Event]:
+    def feed(self, data: bytes | bytearray | memoryview | str) -> list[Event]:
         """Takes bytes, in any split; gives the events that they complete."""
     def finish(self) -> list[Event]:
         """The bytes have ended: closes everything that is open."""
@@ -625,7 +625,7 @@ class Normalizer:
 class TurnFeed:
     """A provider's bytes straight into a turn's log, without a Python object per event. See `Turn.normalizer`."""
 
-    def feed(self, data: bytes | str) -> int:
+    def feed(self, data: bytes | bytearray | memoryview | str) -> int:
         """Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion."""
     def finish(self) -> str:
         """The bytes have ended: closes what is open. Returns the fold of this stream, as JSON text."""
