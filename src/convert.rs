@@ -2,6 +2,7 @@
 //!
 //! What JSON cannot say becomes a typed placeholder, `{"$unserializable": "<type>"}`: a payload never stops a stream.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use pyo3::conversion::FromPyObjectOwned;
@@ -26,6 +27,18 @@ pub fn count(value: &Bound<'_, PyAny>) -> PyResult<usize> {
         }
         extracted => extracted,
     }
+}
+
+/// A string's text. Two halves of a character that stand side by side are it; a lone one, which has no UTF-8, is U+FFFD.
+pub fn text_of<'a>(text: &'a Bound<'_, PyString>) -> Cow<'a, str> {
+    if let Ok(text) = text.to_str() {
+        return Cow::Borrowed(text);
+    }
+    let units = text.call_method1("encode", ("utf-16-le", "surrogatepass")).and_then(|bytes| bytes.extract::<Vec<u8>>());
+    let units = units.unwrap_or_default();
+    Cow::Owned(String::from_utf16_lossy(
+        &units.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]])).collect::<Vec<_>>(),
+    ))
 }
 
 /// A whole number of an event's header.
@@ -135,8 +148,7 @@ struct Writer {
 impl Writer {
     fn write(&self, out: &mut Vec<u8>, value: &Bound<'_, PyAny>, depth: usize) -> PyResult<()> {
         if let Ok(text) = value.cast::<PyString>() {
-            // Lone surrogates have no UTF-8: each becomes U+FFFD.
-            write_str(out, &text.to_string_lossy());
+            write_str(out, &text_of(text));
         } else if value.is_none() {
             out.extend_from_slice(b"null");
         } else if let Ok(truth) = value.cast::<PyBool>() {
@@ -182,7 +194,7 @@ impl Writer {
             out.push(b',');
         }
         if let Ok(text) = key.cast::<PyString>() {
-            write_str(out, &text.to_string_lossy());
+            write_str(out, &text_of(text));
         } else if key.is_none() || key.is_instance_of::<PyInt>() || key.is_instance_of::<PyFloat>() {
             // As the standard library's json does: null, true, 1, 1.5 as text.
             let mut text = Vec::new();
@@ -249,7 +261,7 @@ impl Writer {
             }
             "UUID" | "Decimal" | "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath" => {
                 if let Ok(text) = value.str() {
-                    write_str(out, &text.to_string_lossy());
+                    write_str(out, &text_of(&text));
                     return Ok(());
                 }
             }

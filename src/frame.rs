@@ -1,13 +1,14 @@
 //! `SSEDecoder` and its `Frame`: the core's decoder with lists in place of callbacks.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use pyo3::prelude::*;
 use turnstream_core::frame::sse::{Decoder, Item};
 use turnstream_core::frame::{FrameError, Limits};
 
+use crate::convert::count;
 use crate::errors;
+use crate::provider::raw_bytes;
 
 /// What a kept comment costs beside its text; bounds the number of empty ones.
 const COMMENT_BYTES: usize = 64;
@@ -61,14 +62,18 @@ impl Comments {
 impl SSEDecoder {
     #[new]
     #[pyo3(signature = (*, lenient = false, max_line_bytes = 67_108_864, max_event_bytes = 67_108_864))]
-    fn new(lenient: bool, max_line_bytes: usize, max_event_bytes: usize) -> Self {
+    fn new(
+        lenient: bool,
+        #[pyo3(from_py_with = count)] max_line_bytes: usize,
+        #[pyo3(from_py_with = count)] max_event_bytes: usize,
+    ) -> Self {
         let decoder = Decoder::new(Limits { max_line_bytes, max_event_bytes }).lenient(lenient);
         let comments = Comments { texts: VecDeque::new(), bytes: 0, limit: max_line_bytes.saturating_add(COMMENT_BYTES) };
         Self { decoder, comments, held: None }
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "what PyO3 extracts bytes or a bytearray into")]
-    fn feed(&mut self, data: Cow<'_, [u8]>) -> PyResult<Vec<Frame>> {
+    fn feed(&mut self, data: &Bound<'_, PyAny>) -> PyResult<Vec<Frame>> {
+        let data = raw_bytes(data, "bytes")?;
         self.collect(|decoder, out| decoder.feed(&data, out))
     }
 

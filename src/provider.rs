@@ -1,11 +1,13 @@
 //! Normalizers as Python sees them: bytes in, events out; or bytes straight into a turn.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use atomic_refcell::AtomicRefCell;
 use parking_lot::Mutex;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyByteArray, PyBytes};
 use turnstream_core::clock::now_ms;
 use turnstream_core::event::{Context, Payload};
 use turnstream_core::fold::{Fold, fold_bytes};
@@ -22,15 +24,27 @@ fn options(strict: bool, text_tools: bool, id_prefix: String) -> Options {
     Options { strict, text_tools, id_prefix, ..Options::default() }
 }
 
-/// Bytes of a Python bytes object, or of the text of a str.
-fn bytes_of<'a>(data: &'a Bound<'_, PyAny>) -> PyResult<std::borrow::Cow<'a, [u8]>> {
+/// Bytes of a buffer; numbers in a list are none.
+pub fn raw_bytes<'a>(data: &'a Bound<'_, PyAny>, expected: &str) -> PyResult<Cow<'a, [u8]>> {
     if let Ok(bytes) = data.cast::<PyBytes>() {
-        return Ok(std::borrow::Cow::Borrowed(bytes.as_bytes()));
+        return Ok(Cow::Borrowed(bytes.as_bytes()));
     }
+    if let Ok(bytes) = data.cast::<PyByteArray>() {
+        return Ok(Cow::Owned(bytes.to_vec()));
+    }
+    let name = data.get_type().name()?;
+    if name == "memoryview" {
+        return data.call_method0("tobytes")?.extract().map(Cow::Owned);
+    }
+    Err(PyTypeError::new_err(format!("data: expected {expected}, saw {name}")))
+}
+
+/// Bytes of a Python bytes object, or of the text of a str.
+fn bytes_of<'a>(data: &'a Bound<'_, PyAny>) -> PyResult<Cow<'a, [u8]>> {
     if let Ok(text) = data.cast::<pyo3::types::PyString>() {
-        return Ok(std::borrow::Cow::Owned(text.to_string_lossy().into_owned().into_bytes()));
+        return Ok(Cow::Owned(convert::text_of(text).into_owned().into_bytes()));
     }
-    data.extract::<Vec<u8>>().map(std::borrow::Cow::Owned)
+    raw_bytes(data, "bytes or str")
 }
 
 /// To wait for the lock could stop both: its holder makes Python objects, and may come to wait for the interpreter.
@@ -239,7 +253,7 @@ fn fold_json(
 #[pyfunction]
 #[pyo3(signature = (text, /))]
 fn partial_json<'py>(text: &Bound<'py, pyo3::types::PyString>) -> PyResult<Option<Bound<'py, PyAny>>> {
-    let json = turnstream_core::event::partial_json(&text.to_string_lossy());
+    let json = turnstream_core::event::partial_json(&convert::text_of(text));
     json.map(|json| convert::loads(text.py(), json.as_str())).transpose()
 }
 

@@ -138,7 +138,7 @@ impl Turn {
     fn fail_with(&self, name: &str, error: &Bound<'_, PyAny>) -> PyResult<()> {
         let code =
             error.getattr("code").ok().and_then(|code| code.extract::<String>().ok()).unwrap_or_else(|| "agent_error".to_owned());
-        let text = error.str().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
+        let text = error.str().map_or_else(|_| String::new(), |text| convert::text_of(&text).into_owned());
         let message = if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
         self.fail_as(error.py(), &code, &message)
     }
@@ -280,7 +280,7 @@ impl Turn {
         match (error.extract::<String>(), code) {
             (Ok(text), code) => self.fail_as(error.py(), code.unwrap_or("agent_error"), &text),
             (Err(_), Some(code)) => {
-                let text = error.str()?.to_string_lossy().into_owned();
+                let text = convert::text_of(&error.str()?).into_owned();
                 self.fail_as(error.py(), code, &text)
             }
             (Err(_), None) => self.fail_with(error.get_type().name()?.to_string().as_str(), error),

@@ -75,12 +75,10 @@ struct Place {
 impl Waiter {
     /// One step: an item, a future to park on, or a bare None to let others run.
     pub fn send<S: Source>(&mut self, py: Python<'_>, source: &mut S) -> PyResult<Sent> {
-        if let Some(future) = &self.future {
-            if !future.bind(py).call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
-                return Err(S::busy());
-            }
-            self.future = None;
+        if self.is_waiting(py)? {
+            return Err(S::busy());
         }
+        self.future = None;
         if self.taken >= BUDGET {
             self.taken = 0;
             return Ok(Sent::Yield(py.None()));
@@ -130,6 +128,12 @@ impl Waiter {
         future.bind(py).setattr(pyo3::intern!(py, "_asyncio_future_blocking"), true)?;
         self.future = Some(future.clone_ref(py));
         Ok(Some(future))
+    }
+
+    /// Whether a task is parked.
+    pub fn is_waiting(&self, py: Python<'_>) -> PyResult<bool> {
+        let Some(future) = &self.future else { return Ok(false) };
+        Ok(!future.bind(py).call_method0(pyo3::intern!(py, "done"))?.is_truthy()?)
     }
 
     /// The waker of whoever is parked.

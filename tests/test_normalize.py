@@ -211,6 +211,22 @@ async def test_a_stream_that_is_left_and_forgotten_is_closed_without_a_word() ->
     assert heard == []
 
 
+@pytest.mark.parametrize("data", [5, None, {}, [100, 97]])
+def test_what_cannot_be_fed(data: Any) -> None:
+    for takes in (ts.Normalizer().feed, ts.SSEDecoder().feed):
+        with pytest.raises(TypeError, match=f"expected bytes.*{type(data).__name__}"):
+            takes(data)
+
+
+def test_bytes_after_the_end_are_an_error() -> None:
+    normalizer = ts.Normalizer()
+    normalizer.feed(memoryview(BODY))
+    normalizer.finish()
+    with pytest.raises(ts.ProtocolError, match="after the end"):
+        normalizer.feed(BODY)
+    assert normalizer.finish() == []
+
+
 @pytest.mark.parametrize("data", [5, None, {}, [b"x"]])
 def test_what_is_no_whole_stream(data: Any) -> None:
     with pytest.raises(ts.UnsupportedSource, match=type(data).__name__):

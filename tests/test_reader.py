@@ -331,6 +331,45 @@ def test_get_takes_the_next_event_waits_no_longer_than_told_and_loses_nothing(se
             reader.get(wrong)
 
 
+async def test_a_thread_takes_no_event_from_the_task_that_waits(session: ts.Session) -> None:
+    turn = session.turn()
+    reader = session.read(after=session.cursor)
+    task = asyncio.create_task(anext_of(reader))
+    await asyncio.sleep(0)
+    for ask in (lambda: reader.get(0), lambda: next(iter(reader)), lambda: next(iter(reader.batches()))):
+        with pytest.raises(ts.ReaderBusy):
+            await asyncio.to_thread(ask)
+    turn.emit("custom", name="x")
+    assert (await asyncio.wait_for(task, 30)).seq == 2
+    turn.complete()
+
+
+async def anext_of(reader: ts.Reader) -> ts.Event:
+    return await anext(reader)
+
+
+def test_a_second_thread_is_told_that_one_waits(session: ts.Session) -> None:
+    turn = session.turn()
+    reader = session.read(after=session.cursor)
+    got: list[ts.Event | None] = []
+    thread = threading.Thread(target=lambda: got.append(reader.get(30)))
+    thread.start()
+    busy = None
+    until = time.monotonic() + 30
+    while busy is None and time.monotonic() < until:  # it may not wait yet
+        try:
+            reader.get(0)
+        except ts.ReaderBusy as error:
+            busy = error
+        except ts.StreamTimeout:
+            pass
+    turn.emit("custom", name="x")
+    thread.join(30)
+    assert busy is not None
+    assert [event.seq for event in got if event] == [2]
+    turn.complete()
+
+
 async def test_a_reader_is_freed(session: ts.Session) -> None:
     turn = session.turn()
     reader = session.read()

@@ -388,6 +388,7 @@ def test_what_json_cannot_say_becomes_a_placeholder(session: ts.Session) -> None
     assert data["object"] == {"$unserializable": "Odd"}
     assert data["cycle"] == [{"$unserializable": "cycle"}]
     assert data["date"] == now.isoformat()
+    assert data["lone"] == "a\ufffdb"
     assert data["uuid"] == str(uuid.UUID(int=1))
     assert data["5"] == "number key"
     assert data["fine"] == [1, 2.5, None, True, "é", {"k": [1, 2]}]

@@ -561,7 +561,7 @@ class SSEDecoder:
     def __new__(
         cls, *, lenient: bool = False, max_line_bytes: int = 67_108_864, max_event_bytes: int = 67_108_864
     ) -> Self: ...
-    def feed(self, data: bytes | bytearray) -> list[Frame]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Takes bytes, in any split; gives the events that they complete. FrameTooLong, see above."""
     def finish(self) -> list[Frame]:
         """The bytes have ended. By the standard what is not followed by a blank line is no event; `lenient`: it is."""
@@ -613,7 +613,7 @@ class Normalizer:
     """
 
     def __new__(cls, provider: str = "auto", *, strict: bool = False, text_tools: bool = False) -> Self: ...
-    def feed(self, data: bytes | str) -> list[Event]:
+    def feed(self, data: bytes | bytearray | memoryview | str) -> list[Event]:
         """Takes bytes, in any split; gives the events that they complete. UnknownProvider where "auto" recognises
         nothing, ProtocolError where strict."""
     def finish(self) -> list[Event]:
@@ -630,7 +630,7 @@ class TurnFeed:
     One thread at a time: a second one gets ReaderBusy.
     """
 
-    def feed(self, data: bytes | str) -> int:
+    def feed(self, data: bytes | bytearray | memoryview | str) -> int:
         """Takes bytes, in any split; returns how many events they added. TurnEnded once the turn has its completion;
         UnknownProvider and, strict, ProtocolError, after the events of all that came before."""
     def finish(self) -> str:

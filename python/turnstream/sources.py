@@ -187,14 +187,22 @@ def _encode(item: Any, number: int = 0) -> bytes:
 
 def _written(item: Any) -> bytes:
     if isinstance(item, str):
-        return item.encode("utf-8", "replace")
+        return _utf8(item)
     if isinstance(item, (bytearray, memoryview)):
         return bytes(item)
     data = getattr(item, "data", None)
     if isinstance(data, str) and hasattr(item, "event") and not _is_model(item):  # an event of some SSE reader
         name = f"event: {item.event}\n" if item.event else ""
-        return (name + "".join(f"data: {line}\n" for line in data.split("\n")) + "\n").encode("utf-8", "replace")
-    return _json(item).encode("utf-8", "replace") + b"\n"
+        return _utf8(name + "".join(f"data: {line}\n" for line in data.split("\n")) + "\n")
+    return _utf8(_json(item)) + b"\n"
+
+
+def _utf8(text: str) -> bytes:
+    """Two halves of a character side by side are it; a lone one, which has no UTF-8, is U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def _json(item: Any) -> str:

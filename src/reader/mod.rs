@@ -38,13 +38,16 @@ struct Both<S> {
 struct Shared<S: Reads> {
     both: Mutex<Both<S>>,
     closing: AtomicBool,
+    /// Whether a thread waits in it.
+    blocked: AtomicBool,
     made: u32,
 }
 
 impl<S: Reads> Shared<S> {
     fn new(source: S) -> Self {
         let both = Mutex::new(Both { source, waiter: Waiter::default() });
-        Self { both, closing: AtomicBool::new(false), made: generation() }
+        let (closing, blocked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { both, closing, blocked, made: generation() }
     }
 
     fn act<T>(&self, act: impl FnOnce(&mut Both<S>) -> PyResult<T>) -> PyResult<T> {
@@ -57,11 +60,25 @@ impl<S: Reads> Shared<S> {
     }
 
     fn send(&self, py: Python<'_>) -> PyResult<Sent> {
+        self.unblocked()?;
         self.act(|both| both.waiter.send(py, &mut both.source))
     }
 
+    /// The waker of a blocked thread would be lost to a task that parks, and it the other way round.
+    fn unblocked(&self) -> PyResult<()> {
+        if self.blocked.load(Ordering::SeqCst) { Err(busy()) } else { Ok(()) }
+    }
+
     fn wait(&self, py: Python<'_>, until: Option<Instant>) -> PyResult<Taken> {
-        block::<S>(py, until, |act| self.act(|both| act(&mut both.source)))
+        check_fork(self.made)?;
+        // SeqCst: nothing hangs on it but who is told.
+        if self.blocked.swap(true, Ordering::SeqCst) {
+            return Err(busy());
+        }
+        let free = self.act(|both| if both.waiter.is_waiting(py)? { Err(S::busy()) } else { Ok(()) });
+        let taken = free.and_then(|()| block::<S>(py, until, |act| self.act(|both| act(&mut both.source))));
+        self.blocked.store(false, Ordering::SeqCst);
+        taken
     }
 
     fn next_blocking(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {

@@ -665,6 +665,30 @@ fn a_broken_frame_is_a_warning_or_an_error() {
 }
 
 #[test]
+fn a_number_that_json_has_not_costs_nothing_but_itself() {
+    let piece = |text: &str| json!({"id": "m1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": text}, "logprobs": {"content": [{"token": "NaN", "logprob": "#"}]}}]});
+    let body = sse(&[piece("a"), piece("NaN "), piece("c"), end("stop")]).replace("\"#\"", "-Infinity");
+    for provider in ["openai-chat", "auto"] {
+        let fold = fold_bytes(body.as_bytes(), provider, 0, Options::default()).unwrap();
+        let fold: serde_json::Value = serde_json::from_str(&fold.to_json()).unwrap();
+        assert_eq!((&fold["text"], fold["warnings"].as_array().unwrap().len()), (&json!("aNaN c"), 1));
+        assert_eq!(fold["warnings"][0]["code"], "not_a_number");
+        assert!(fold_bytes(body.as_bytes(), provider, 0, Options { strict: true, ..Options::default() }).is_err());
+    }
+}
+
+#[test]
+fn bytes_after_the_end_are_an_error() {
+    let body = sse(&[chunk(&json!({"content": "a"})), end("stop")]);
+    let mut normalizer = Normalizer::new("openai-chat", Options::default()).unwrap();
+    normalizer.feed(body.as_bytes()).unwrap();
+    normalizer.finish().unwrap();
+    assert_eq!(normalizer.feed(b"data: {}\n\n").unwrap_err(), ProtocolError::Ended { provider: "openai-chat" });
+    normalizer.feed(b"").unwrap();
+    normalizer.finish().unwrap();
+}
+
+#[test]
 fn unknown_frames_pass_and_are_refused_when_strict() {
     let body = sse(&[json!({"type": "surprise", "x": 1}), chunk(&json!({"content": "a"})), end("stop")]);
     let payloads = events(&body);

@@ -25,6 +25,7 @@ mod lax;
 mod lmstudio;
 mod mcp;
 mod normalizer;
+mod numbers;
 mod ollama;
 mod openai_chat;
 mod openai_responses;
@@ -181,5 +182,11 @@ pub enum ProtocolError {
         offset: u64,
         /// What was seen.
         message: String,
+    },
+    /// There were bytes after the end that somebody said.
+    #[error("{provider}: bytes after the end; a normalizer reads one stream")]
+    Ended {
+        /// The provider.
+        provider: &'static str,
     },
 }

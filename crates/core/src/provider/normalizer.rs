@@ -6,8 +6,8 @@
 //! open has been closed; 3. nothing is put out before the provider is known.
 
 use super::echo::Echo;
-use super::halves;
 use super::{Assembler, Likeness, Malformed, ProtocolError, Provider, make, providers, recognise, recognise_error};
+use super::{halves, numbers};
 use crate::event::{self, Payload};
 use crate::frame::{Format, Frame, FrameError, FrameReader, Limits};
 
@@ -38,6 +38,7 @@ pub struct Normalizer {
 }
 
 /// Everything behind the frame reader.
+#[allow(clippy::struct_excessive_bools, reason = "each says one thing of the stream, whatever the others say")]
 struct Core {
     machine: Option<(&'static str, Box<dyn Provider>)>,
     held: Vec<Held>,
@@ -48,6 +49,10 @@ struct Core {
     good: bool,
     broken: bool,
     failed: Option<ProtocolError>,
+    /// Whether the end was said.
+    ended: bool,
+    /// Whether a number that JSON has not was said.
+    unnumbered: bool,
     /// The last frame, where the next may be read by comparing.
     echo: Option<Echo>,
     /// How many frames may still be remembered in vain: each that is heard gives one back.
@@ -89,6 +94,8 @@ impl Normalizer {
             good: false,
             broken: false,
             failed: None,
+            ended: false,
+            unnumbered: false,
             echo: None,
             echo_credit: ECHO_CREDIT,
         };
@@ -104,9 +111,13 @@ impl Normalizer {
     ///
     /// # Errors
     /// The bytes are not what the provider's format says (strict), a frame is larger than the limits, or no provider
-    /// is recognised. What came before can still be drained, and is closed; later calls give the same error.
+    /// is recognised. What came before can still be drained, and is closed; later calls give the same error. Or the end was
+    /// said before.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), ProtocolError> {
         let Self { reader, core } = self;
+        if core.ended && !bytes.is_empty() {
+            return Err(core.failed.clone().unwrap_or(ProtocolError::Ended { provider: core.name() }));
+        }
         let mut rest = bytes;
         while core.failed.is_none() && !rest.is_empty() {
             let between = reader.between_events();
@@ -136,6 +147,7 @@ impl Normalizer {
     /// As [`Self::feed`]; also when there were bytes and not one frame among them.
     pub fn finish(&mut self) -> Result<(), ProtocolError> {
         let Self { reader, core } = self;
+        core.ended = true;
         if core.failed.is_none() {
             reader.finish(&mut |frame| core.take(frame));
         }
@@ -217,10 +229,21 @@ impl Core {
             }
             None => *frame,
         };
-        let taken = machine.frame(frame, &mut self.out);
+        let mut taken = machine.frame(frame, &mut self.out);
+        let numbered = if taken.is_err() && !self.strict { numbers::mend(frame.data) } else { None };
+        if let Some(data) = &numbered {
+            // No machine has done anything with a frame that is not JSON.
+            taken = machine.frame(&Frame { data, ..*frame }, &mut self.out);
+            if !std::mem::replace(&mut self.unnumbered, true) {
+                let message =
+                    format!("frame at byte {}: a number that JSON has not is null, here and from here on", frame.offset);
+                self.out.warning("not_a_number", &message);
+            }
+        }
         if let Some(heard) = self.out.take_heard()
             && self.echo_credit > 0
             && mended.is_none()
+            && numbered.is_none()
         {
             self.echo_credit -= 1;
             self.echo = Echo::learn(frame, heard, machine.noise());
@@ -282,7 +305,9 @@ impl Core {
                     offset: frame.offset,
                     error: None,
                 });
-                recognise(&frame).filter(|(_, likeness)| *likeness == Likeness::Yes)
+                let mend = || numbers::mend(frame.data).filter(|_| !self.strict);
+                let seen = recognise(&frame).or_else(|| recognise(&Frame { data: &mend()?, ..frame }));
+                seen.filter(|(_, likeness)| *likeness == Likeness::Yes)
             }
             Err(error) => {
                 self.held.push(Held { event: String::new(), data: Vec::new(), offset: 0, error: Some(error) });
