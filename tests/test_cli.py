@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from scripted import ANTHROPIC, OPENAI_BODY, OPENAI_CHAT
 
+import turnstream as ts
+
 WAIT_S = 60.0
 COMMAND = [sys.executable, "-m", "turnstream"]
 STREAMS = {
@@ -255,6 +257,11 @@ def test_an_address_that_is_taken_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = turnstream("serve", "mine:hub", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
     assert (done.returncode, b"already in use" in done.stderr) == (1, True)
+
+
+def test_the_version_is_the_package_s() -> None:
+    done = turnstream("--version")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{ts.__version__}\n", b"")
 
 
 def test_a_model_without_its_server_is_refused() -> None:

@@ -15,7 +15,6 @@ import typer
 import turnstream as ts
 
 app: typer.Typer = typer.Typer(
-    help="The event stream between an agent and the people watching it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +30,21 @@ Strict = Annotated[bool, typer.Option(help="What the format does not allow is an
 TextTools = Annotated[bool, typer.Option(help="Tool calls that the model wrote into its text are calls.")]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(ts.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The event stream between an agent and the people watching it."""
 
 
 @app.command()
