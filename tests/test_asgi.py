@@ -17,6 +17,7 @@ from support import AT_ONCE_S, PATIENCE_S, WORDS, Gate, Seen, finished, frames, 
 
 import turnstream as ts
 from turnstream.asgi import EventStream, HTTPError, Scope, StreamQuery, app
+from turnstream.asgi.shutdown import before_stop_signals
 from turnstream.errors import TurnEnded
 
 Serve = Callable[..., str]
@@ -456,6 +457,43 @@ async def test_shutdown_lets_agents_clean_up_once(hub: ts.Hub) -> None:
     assert sorted(cleaned) == ["early", "late"]
     ends = {which: hub.find(which).result() or {} for which in ("early", "late")}
     assert (ends["early"]["status"], ends["late"]["status"]) == ("completed", "cancelled")
+
+
+async def test_a_server_hears_of_a_signal_once_its_clients_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would close sockets at once. A second signal is for the server alone; a stop that hangs holds it up briefly."""
+    heard: list[int] = []
+    begun: list[float] = []
+    ends, never = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(end: asyncio.Event) -> Callable[[], asyncio.Task[None]]:
+        async def stopping() -> None:
+            begun.append(loop.time())
+            await end.wait()
+
+        return lambda: loop.create_task(stopping())
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        for end in (ends, never):
+            heard.clear()
+            begun.clear()
+            monkeypatch.setattr("turnstream.asgi.shutdown.HAND_ON_S", 0.05 if end is never else 3600)
+            with before_stop_signals(loop, stop(end)):
+                signal.raise_signal(signal.SIGTERM)
+                await until(lambda: len(begun) == 1)
+                if end is ends:
+                    assert not heard
+                    ends.set()
+                await until(lambda: heard == [signal.SIGTERM])
+                signal.raise_signal(signal.SIGTERM)
+                assert heard == [signal.SIGTERM] * 2
+            signal.raise_signal(signal.SIGTERM)
+            assert (len(heard), len(begun)) == (3, 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        never.set()
+        await asyncio.sleep(0)
 
 
 async def test_who_comes_while_the_server_stops(hub: ts.Hub) -> None:

@@ -106,7 +106,12 @@ class App:
         loop = asyncio.get_running_loop()
         self._watch_stalls(loop)
         stopping: list[asyncio.Task[None]] = []
-        with before_stop_signals(loop, lambda: stopping.append(loop.create_task(self.shutdown()))):
+
+        def stop() -> asyncio.Task[None]:
+            stopping.append(loop.create_task(self.shutdown()))
+            return stopping[-1]
+
+        with before_stop_signals(loop, stop):
             try:
                 yield
             finally:
