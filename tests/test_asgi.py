@@ -460,7 +460,7 @@ async def test_shutdown_lets_agents_clean_up_once(hub: ts.Hub) -> None:
 
 
 async def test_a_server_hears_of_a_signal_once_its_clients_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would close sockets at once. A second signal is for the server alone; a stop that hangs holds it up briefly."""
+    """It would close sockets at once. A second signal is the server's alone; a stop that hangs holds it up briefly."""
     heard: list[int] = []
     begun: list[float] = []
     ends, never = asyncio.Event(), asyncio.Event()
