@@ -20,7 +20,7 @@ from turnstream.asgi.ai_sdk import running_chat, start_chat
 from turnstream.asgi.http import ASGIApp, HTTPError, Receive, Request, Scope, Send, parse_object
 from turnstream.asgi.route import Route
 from turnstream.asgi.streams import Open
-from turnstream.asgi.websocket import NOT_TEXT, PACE, TOO_BIG, Farewell, check_origin, first_of, part, until_stuck
+from turnstream.asgi.websocket import PACE, Farewell, check_origin, first_of, next_text, part, until_stuck
 from turnstream.errors import TurnstreamError
 
 if TYPE_CHECKING:
@@ -64,17 +64,10 @@ class ChatSocket:
     # in
 
     async def _listen(self, receive: Receive) -> Farewell | None:
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                return None
-            text = message.get("text")
-            if text is None:
-                return Farewell(NOT_TEXT, "a frame is JSON text")
-            if len(text) > self._app.max_body_bytes:
-                return Farewell(TOO_BIG, f"a frame is at most {self._app.max_body_bytes} long")
+        while isinstance(text := await next_text(receive, self._app.max_body_bytes), str):
             await self._take(text)
             await asyncio.sleep(0)  # see PACE
+        return text
 
     async def _take(self, text: str) -> None:
         request_id = ""  # a client knows none of that name, and takes no notice

@@ -126,20 +126,13 @@ class EventSocket:
     # in
 
     async def _listen(self, receive: Receive) -> Farewell | None:
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                return None
-            text = message.get("text")
-            if text is None:
-                return Farewell(NOT_TEXT, "a frame is JSON text")
-            if len(text) > self._app.max_body_bytes:
-                return Farewell(TOO_BIG, f"a frame is at most {self._app.max_body_bytes} long")
+        while isinstance(text := await next_text(receive, self._app.max_body_bytes), str):
             reply, farewell = await self._answer(text)
             await self._say(json.dumps(reply, separators=(",", ":")))  # ASCII: an `id` may hold half a character
             if farewell is not None:
                 return farewell
             await asyncio.sleep(0)
+        return text
 
     async def _answer(self, text: str) -> tuple[dict[str, Any], Farewell | None]:
         reply: dict[str, Any] = {"type": "reply", "to": None}
@@ -202,6 +195,17 @@ class EventSocket:
             )
         except CursorExpired as error:
             raise expired(error, session) from error
+
+
+async def next_text(receive: Receive, longest: int) -> str | Farewell | None:
+    """What the client says next; a farewell where that is none, None where it has left."""
+    message = await receive()
+    if message["type"] == "websocket.disconnect":
+        return None
+    text: str | None = message.get("text")
+    if text is None:
+        return Farewell(NOT_TEXT, "a frame is JSON text")
+    return text if len(text) <= longest else Farewell(TOO_BIG, f"a frame is at most {longest} long")
 
 
 async def until_stuck(stuck: asyncio.Event) -> Farewell:

@@ -437,7 +437,8 @@ fn other(kind: &str, frame: &Frame<'_>, out: &mut Assembler) -> Result<(), Malfo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{AssistantMessage, Payload, ToolCall, Usage};
+    use crate::event::Payload;
+    use crate::provider::testing::{all, call, message, passed, read_as, said, usage};
 
     const START: &str = r#"{"type":"message_start","message":{"id":"msg_a","role":"assistant","content":[],"model":"m-1","stop_reason":null,"usage":{"input_tokens":10,"output_tokens":1}}}"#;
     const STOP: &str = r#"{"type":"message_stop"}"#;
@@ -471,50 +472,8 @@ mod tests {
 
     const TOOL: &str = r#"{"type":"tool_use","id":"toolu_1","name":"add","input":{}}"#;
 
-    /// Feeds the frames and ends the stream; no frame may be malformed.
     fn read<S: AsRef<str>>(frames: &[S]) -> Vec<Payload> {
-        let (mut provider, mut out) = (Anthropic::default(), Assembler::new("anthropic", ""));
-        for frame in frames {
-            provider.frame(&Frame { event: "", data: frame.as_ref().as_bytes(), offset: 0 }, &mut out).unwrap();
-        }
-        provider.finish(&mut out);
-        out.finish();
-        out.drain().collect()
-    }
-
-    macro_rules! all {
-        ($events:expr, $kind:ident) => {
-            $events.iter().filter_map(|event| if let Payload::$kind(it) = event { Some(it) } else { None }).collect::<Vec<_>>()
-        };
-    }
-
-    fn message(events: &[Payload]) -> &AssistantMessage {
-        let messages = all!(events, AssistantMessage);
-        assert_eq!(messages.len(), 1);
-        messages[0]
-    }
-
-    fn call(events: &[Payload]) -> &ToolCall {
-        let calls = all!(events, ToolCall);
-        assert_eq!(calls.len(), 1);
-        calls[0]
-    }
-
-    fn usage(events: &[Payload]) -> &Usage {
-        let usage = all!(events, Usage);
-        assert_eq!(usage.len(), 1);
-        usage[0]
-    }
-
-    /// The data of the only `provider_event` of this name.
-    fn passed<'a>(events: &'a [Payload], name: &str) -> &'a str {
-        let found: Vec<_> = all!(events, ProviderEvent).into_iter().filter(|event| event.name == name).collect();
-        assert_eq!(found.len(), 1, "{name}");
-        found[0].data.as_ref().unwrap().as_str()
-    }
-
-    fn said(call: &ToolCall) -> Option<&str> {
-        call.arguments.as_ref().map(Json::as_str)
+        read_as("anthropic", frames)
     }
 
     #[test]

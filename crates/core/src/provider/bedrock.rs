@@ -685,8 +685,9 @@ mod tests {
     use base64::Engine as _;
 
     use super::*;
-    use crate::event::{AssistantMessage, Payload, ToolCall};
+    use crate::event::Payload;
     use crate::frame::aws::encode;
+    use crate::provider::testing::{all, message, passed, said};
     use crate::provider::{Normalizer, Options};
 
     fn normalized(provider: &str, bytes: &[u8]) -> Vec<Payload> {
@@ -726,28 +727,6 @@ mod tests {
 
     fn stop(reason: &str) -> (&'static str, String) {
         ("messageStop", format!(r#"{{"stopReason":"{reason}","p":"x"}}"#))
-    }
-
-    macro_rules! all {
-        ($events:expr, $kind:ident) => {
-            $events.iter().filter_map(|event| if let Payload::$kind(it) = event { Some(it) } else { None }).collect::<Vec<_>>()
-        };
-    }
-
-    fn message(events: &[Payload]) -> &AssistantMessage {
-        let messages = all!(events, AssistantMessage);
-        assert_eq!(messages.len(), 1);
-        messages[0]
-    }
-
-    fn said(call: &ToolCall) -> Option<&str> {
-        call.arguments.as_ref().map(Json::as_str)
-    }
-
-    fn passed<'a>(events: &'a [Payload], name: &str) -> &'a str {
-        let found: Vec<_> = all!(events, ProviderEvent).into_iter().filter(|event| event.name == name).collect();
-        assert_eq!(found.len(), 1, "{name}");
-        found[0].data.as_ref().unwrap().as_str()
     }
 
     fn borrow(events: &[(&'static str, String)]) -> Vec<Payload> {

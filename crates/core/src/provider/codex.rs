@@ -1060,6 +1060,7 @@ mod tests {
 
     use super::*;
     use crate::event::{AssistantMessage, Payload, ToolCall};
+    use crate::provider::testing::all;
     use crate::provider::{Normalizer, Options, ProtocolError};
 
     fn try_read(lines: &[String], strict: bool) -> Result<Vec<Payload>, ProtocolError> {
@@ -1168,12 +1169,6 @@ mod tests {
         completed(&format!(
             r#"{{"type":"commandExecution","id":"c1","command":"ls","cwd":"/w","status":"{status}","aggregatedOutput":{output},"exitCode":0}}"#
         ))
-    }
-
-    macro_rules! all {
-        ($events:expr, $kind:ident) => {
-            $events.iter().filter_map(|event| if let Payload::$kind(it) = event { Some(it) } else { None }).collect::<Vec<_>>()
-        };
     }
 
     fn texts(events: &[Payload]) -> Vec<(&str, &str)> {

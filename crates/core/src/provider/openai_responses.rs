@@ -781,7 +781,8 @@ fn counts(usage: &Object<'_>) -> UsageCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{AssistantMessage, Payload, ToolCall};
+    use crate::event::Payload;
+    use crate::provider::testing::{all, call, message, read_as, said as arguments_of};
 
     const CREATED: &str =
         r#"{"type":"response.created","response":{"id":"resp_1","model":"m-1","status":"in_progress","output":[]}}"#;
@@ -829,35 +830,7 @@ mod tests {
     }
 
     fn read<S: AsRef<str>>(frames: &[S]) -> Vec<Payload> {
-        let (mut provider, mut out) = (OpenAiResponses::default(), Assembler::new("openai-responses", ""));
-        for frame in frames {
-            provider.frame(&Frame { event: "", data: frame.as_ref().as_bytes(), offset: 0 }, &mut out).unwrap();
-        }
-        provider.finish(&mut out);
-        out.finish();
-        out.drain().collect()
-    }
-
-    macro_rules! all {
-        ($events:expr, $kind:ident) => {
-            $events.iter().filter_map(|event| if let Payload::$kind(it) = event { Some(it) } else { None }).collect::<Vec<_>>()
-        };
-    }
-
-    fn message(events: &[Payload]) -> &AssistantMessage {
-        let messages = all!(events, AssistantMessage);
-        assert_eq!(messages.len(), 1);
-        messages[0]
-    }
-
-    fn call(events: &[Payload]) -> &ToolCall {
-        let calls = all!(events, ToolCall);
-        assert_eq!(calls.len(), 1);
-        calls[0]
-    }
-
-    fn arguments_of(call: &ToolCall) -> Option<&str> {
-        call.arguments.as_ref().map(Json::as_str)
+        read_as("openai-responses", frames)
     }
 
     #[test]

@@ -51,8 +51,9 @@ pub(super) fn said(call: &ToolCall) -> Option<&str> {
     call.arguments.as_ref().map(crate::event::Json::as_str)
 }
 
-/// The data of the first provider event of a name.
+/// The data of the one provider event of a name.
 pub(super) fn passed<'a>(events: &'a [Payload], name: &str) -> &'a str {
-    let found = all!(events, ProviderEvent).into_iter().find(|event| event.name == name);
-    found.and_then(|event| event.data.as_ref()).expect(name).as_str()
+    let found: Vec<_> = all!(events, ProviderEvent).into_iter().filter(|event| event.name == name).collect();
+    assert_eq!(found.len(), 1, "{name}");
+    found[0].data.as_ref().expect(name).as_str()
 }
